@@ -1,0 +1,163 @@
+//! `AnyStore`: a store whose type is forgotten.
+
+use std::any::Any;
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    CreateOutcome, NewRecord, Record, SessionKey, SessionStore, StoreError, StoreLimits,
+    TouchOutcome, UpdateOutcome,
+};
+
+type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// The object-safe twin of [`SessionStore`]: the same verbs, one box a call.
+trait DynStore: fmt::Debug + Send + Sync + 'static {
+    fn load<'a>(&'a self, key: &'a SessionKey) -> Answer<'a, Option<Record>>;
+    fn create<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        new: &'a NewRecord<'a>,
+    ) -> Answer<'a, CreateOutcome>;
+    fn update<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        seen: &'a Record,
+        new: &'a NewRecord<'a>,
+    ) -> Answer<'a, UpdateOutcome>;
+    fn touch<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        seen: &'a Record,
+        ttl: Duration,
+    ) -> Answer<'a, TouchOutcome>;
+    fn delete<'a>(&'a self, key: &'a SessionKey) -> Answer<'a, ()>;
+    fn delete_expired(&self, limit: NonZeroUsize) -> Answer<'_, u64>;
+    fn limits(&self) -> StoreLimits;
+}
+
+impl<S: SessionStore> DynStore for S {
+    fn load<'a>(&'a self, key: &'a SessionKey) -> Answer<'a, Option<Record>> {
+        Box::pin(SessionStore::load(self, key))
+    }
+
+    fn create<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        new: &'a NewRecord<'a>,
+    ) -> Answer<'a, CreateOutcome> {
+        Box::pin(SessionStore::create(self, key, new))
+    }
+
+    fn update<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        seen: &'a Record,
+        new: &'a NewRecord<'a>,
+    ) -> Answer<'a, UpdateOutcome> {
+        Box::pin(SessionStore::update(self, key, seen, new))
+    }
+
+    fn touch<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        seen: &'a Record,
+        ttl: Duration,
+    ) -> Answer<'a, TouchOutcome> {
+        Box::pin(SessionStore::touch(self, key, seen, ttl))
+    }
+
+    fn delete<'a>(&'a self, key: &'a SessionKey) -> Answer<'a, ()> {
+        Box::pin(SessionStore::delete(self, key))
+    }
+
+    fn delete_expired(&self, limit: NonZeroUsize) -> Answer<'_, u64> {
+        Box::pin(SessionStore::delete_expired(self, limit))
+    }
+
+    fn limits(&self) -> StoreLimits {
+        SessionStore::limits(self)
+    }
+}
+
+/// A store of any type, chosen at run time.
+///
+/// Clones share the store. A call costs one allocation more than a call of the store itself.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "memory")] {
+/// use session_layer::store::{AnyStore, MemoryStore};
+///
+/// let store = AnyStore::new(MemoryStore::new());
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct AnyStore(Arc<dyn DynStore>);
+
+impl AnyStore {
+    /// Forgets the type of `store`. An `AnyStore` stays the one it is.
+    #[must_use]
+    pub fn new(store: impl SessionStore) -> Self {
+        match (&store as &dyn Any).downcast_ref::<Self>() {
+            Some(any) => any.clone(),
+            None => Self(Arc::new(store)),
+        }
+    }
+}
+
+impl fmt::Debug for AnyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl SessionStore for AnyStore {
+    async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
+        self.0.load(key).await
+    }
+
+    async fn create(
+        &self,
+        key: &SessionKey,
+        new: &NewRecord<'_>,
+    ) -> Result<CreateOutcome, StoreError> {
+        self.0.create(key, new).await
+    }
+
+    async fn update(
+        &self,
+        key: &SessionKey,
+        seen: &Record,
+        new: &NewRecord<'_>,
+    ) -> Result<UpdateOutcome, StoreError> {
+        self.0.update(key, seen, new).await
+    }
+
+    async fn touch(
+        &self,
+        key: &SessionKey,
+        seen: &Record,
+        ttl: Duration,
+    ) -> Result<TouchOutcome, StoreError> {
+        self.0.touch(key, seen, ttl).await
+    }
+
+    async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
+        self.0.delete(key).await
+    }
+
+    async fn delete_expired(&self, limit: NonZeroUsize) -> Result<u64, StoreError> {
+        self.0.delete_expired(limit).await
+    }
+
+    fn limits(&self) -> StoreLimits {
+        self.0.limits()
+    }
+}
