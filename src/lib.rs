@@ -3,8 +3,10 @@
 
 mod error;
 mod id;
+mod payload;
 pub mod store;
 
 pub use crate::error::{ConfigError, SessionError, SessionErrorKind, StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
+pub use crate::payload::Format;
 pub use crate::store::{AnyStore, SessionStore};

@@ -1,0 +1,143 @@
+//! The JSON form of a payload.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::meta::Fields;
+use super::{Entry, Head, Key, Limits, META_KEY, Malformed, Meta, Span, cannot_encode, msgpack};
+use crate::error::{SessionError, SessionErrorKind};
+
+pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Entry>, Malformed> {
+    // The outermost map is one level.
+    if depth(bytes).is_none_or(|depth| depth > limits.depth + 1) {
+        return Err(Malformed("nested deeper than allowed"));
+    }
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    let entries = parser
+        .deserialize_map(Index { bytes, limits })
+        .map_err(|_| Malformed("not JSON"))?;
+    parser.end().map_err(|_| Malformed("bytes after the map"))?;
+    entries
+}
+
+struct Index<'a> {
+    bytes: &'a [u8],
+    limits: &'a Limits,
+}
+
+impl<'de> Visitor<'de> for Index<'de> {
+    type Value = Result<Vec<Entry>, Malformed>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        let within = |part: &[u8]| {
+            let start = part.as_ptr() as usize - self.bytes.as_ptr() as usize;
+            Span::new(start, start + part.len())
+        };
+        while let Some((Text(key), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+            entries.push(Entry {
+                key: match key {
+                    Cow::Borrowed(key) => Key::At(within(key.as_bytes())),
+                    Cow::Owned(key) => Key::Unescaped(key.into()),
+                },
+                value: within(value.get().as_bytes()),
+            });
+        }
+        // One more than allowed, for `_meta`.
+        if entries.len() > self.limits.keys + 1 {
+            return Ok(Err(Malformed("more keys than allowed")));
+        }
+        Ok(Ok(entries))
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+pub(super) fn head(meta: &[u8]) -> Result<Head, Malformed> {
+    let fields: Fields<'_> =
+        serde_json::from_slice(meta).map_err(|_| Malformed("its _meta entry is unreadable"))?;
+    Ok(fields.head())
+}
+
+pub(super) fn encode<'a>(
+    out: &mut Vec<u8>,
+    index: &mut Vec<Entry>,
+    meta: &Meta,
+    entries: impl Iterator<Item = (&'a str, &'a [u8])>,
+) {
+    out.push(b'{');
+    write_key(out, META_KEY);
+    write(out, &Fields::from(meta));
+    for (key, value) in entries {
+        out.push(b',');
+        write_key(out, key);
+        let start = out.len();
+        out.extend_from_slice(value);
+        index.push(Entry {
+            key: Key::Unescaped(key.into()),
+            value: Span::new(start, out.len()),
+        });
+    }
+    out.push(b'}');
+}
+
+pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
+    out.push(b'{');
+    write_key(out, META_KEY);
+    write(out, fields);
+    out.push(b'}');
+}
+
+fn write_key(out: &mut Vec<u8>, key: &str) {
+    write(out, key);
+    out.push(b':');
+}
+
+fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    // Strings and `Fields` always have a JSON form, and writing to a `Vec` does not fail.
+    let result = serde_json::to_writer(out, value);
+    debug_assert!(result.is_ok());
+}
+
+pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, SessionError> {
+    let encoded = serde_json::to_vec(value).map_err(cannot_encode)?;
+    // serde_json writes NaN and the infinities as null, which would not come back as they went in.
+    if encoded.windows(4).any(|word| word == b"null")
+        && msgpack::encode_value(value).is_ok_and(|packed| msgpack::has_non_finite(&packed))
+    {
+        return Err(SessionError::new(
+            SessionErrorKind::Encode,
+            "JSON has no form for NaN and infinity",
+        ));
+    }
+    Ok(encoded)
+}
+
+/// How deep JSON text is nested: 0 for a scalar. `None` if it closes more than it opens.
+pub(super) fn depth(text: &[u8]) -> Option<usize> {
+    let (mut depth, mut deepest) = (0usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+    }
+    Some(deepest)
+}

@@ -1,0 +1,109 @@
+//! `_meta`: what the layer itself keeps in a payload.
+
+use super::Format;
+use crate::id::SessionKey;
+
+pub(crate) const META_KEY: &str = "_meta";
+
+/// More than any encoded `_meta` entry takes, key included.
+pub(super) const MAX_ENCODED: usize = 160;
+
+/// The layer's notes on a live session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Meta {
+    /// When the session began, in milliseconds since 1970. `None` in a record that another program
+    /// has written.
+    pub(crate) created: Option<u64>,
+    /// Raised by `clear`, so that edits made for the data before it never land in the data after it.
+    pub(crate) generation: u64,
+    /// This session's own idle lifetime in milliseconds, instead of the configured one.
+    pub(crate) lifetime: Option<u64>,
+    /// Whether the browser is to keep the cookie when it closes. `None`: as configured.
+    pub(crate) permanent: Option<bool>,
+}
+
+#[expect(
+    clippy::derivable_impls,
+    reason = "each field's absence is spelled out"
+)]
+impl Default for Meta {
+    fn default() -> Self {
+        Self {
+            created: None,
+            generation: 0,
+            lifetime: None,
+            permanent: None,
+        }
+    }
+}
+
+/// What a payload turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Head {
+    Live(Meta),
+    /// A tombstone. After a rotation it names the key under which the session goes on.
+    Ended {
+        successor: Option<SessionKey>,
+    },
+}
+
+/// The fields as they are stored, in either format.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+pub(super) struct Fields<'a> {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) generation: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lifetime: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) permanent: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ended: Option<bool>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(super) successor: Option<&'a str>,
+}
+
+impl From<&Meta> for Fields<'_> {
+    fn from(meta: &Meta) -> Self {
+        Self {
+            created: meta.created,
+            generation: (meta.generation != 0).then_some(meta.generation),
+            lifetime: meta.lifetime,
+            permanent: meta.permanent,
+            ended: None,
+            successor: None,
+        }
+    }
+}
+
+impl Fields<'_> {
+    pub(super) fn head(&self) -> Head {
+        if self.ended == Some(true) {
+            return Head::Ended {
+                successor: self.successor.and_then(|key| key.parse().ok()),
+            };
+        }
+        Head::Live(Meta {
+            created: self.created,
+            generation: self.generation.unwrap_or(0),
+            lifetime: self.lifetime,
+            permanent: self.permanent,
+        })
+    }
+}
+
+/// The payload of a tombstone.
+pub(crate) fn tombstone(format: Format, successor: Option<&SessionKey>) -> Vec<u8> {
+    let fields = Fields {
+        ended: Some(true),
+        successor: successor.map(SessionKey::as_str),
+        ..Fields::default()
+    };
+    let mut out = Vec::with_capacity(MAX_ENCODED);
+    match format {
+        Format::Json => super::json::encode_tombstone(&mut out, &fields),
+        Format::MessagePack => super::msgpack::encode_tombstone(&mut out, &fields),
+    }
+    out
+}

@@ -1,0 +1,249 @@
+//! The session's data as bytes: one map with string keys, indexed but not decoded.
+//!
+//! Values stay as they were written. A handler that reads one key decodes one value, and what other
+//! programs have put into the map survives untouched.
+
+mod json;
+mod meta;
+mod msgpack;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub(crate) use self::meta::{Head, META_KEY, Meta, tombstone};
+use crate::error::{SessionError, SessionErrorKind};
+
+/// How new sessions are encoded.
+///
+/// An existing session keeps the format it was created in, so changing the setting loses nothing:
+/// both are read, told apart by their first byte.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// JSON: readable in the store's own tools, larger and slower, knows no bytes and no NaN.
+    Json,
+    /// MessagePack with named fields. The default.
+    #[default]
+    #[serde(alias = "msgpack")]
+    MessagePack,
+}
+
+/// What a payload may be. Checked when a value goes in, and when a record is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) bytes: usize,
+    pub(crate) keys: usize,
+    pub(crate) depth: usize,
+}
+
+/// Why a payload is no session. The text goes into an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+/// A map whose values are still encoded.
+#[derive(Clone)]
+pub(crate) struct Payload {
+    format: Format,
+    bytes: Bytes,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    key: Key,
+    value: Span,
+}
+
+#[derive(Clone)]
+enum Key {
+    At(Span),
+    /// A JSON key that is written with escapes.
+    Unescaped(Box<str>),
+}
+
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Both ends lie within a payload, whose length `Payload::parse` has checked.
+    fn new(start: usize, end: usize) -> Self {
+        Self {
+            start: start as u32,
+            end: end as u32,
+        }
+    }
+
+    fn of(self, bytes: &[u8]) -> &[u8] {
+        bytes
+            .get(self.start as usize..self.end as usize)
+            .unwrap_or_default()
+    }
+}
+
+impl Payload {
+    pub(crate) fn empty(format: Format) -> Self {
+        Self {
+            format,
+            bytes: Bytes::new(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Finds the entries of a stored payload, and reads the part that is the layer's own.
+    pub(crate) fn parse(bytes: Bytes, limits: &Limits) -> Result<(Head, Self), Malformed> {
+        if bytes.len() > limits.bytes || u32::try_from(bytes.len()).is_err() {
+            return Err(Malformed("larger than allowed"));
+        }
+        let (format, entries) = match bytes.first() {
+            Some(b'{') => (Format::Json, json::index(&bytes, limits)?),
+            Some(0x80..=0x8f | 0xde | 0xdf) => {
+                (Format::MessagePack, msgpack::index(&bytes, limits)?)
+            }
+            Some(_) => return Err(Malformed("not a map")),
+            None => return Err(Malformed("empty")),
+        };
+        let mut payload = Self {
+            format,
+            bytes,
+            entries,
+        };
+        let head = match payload.position(META_KEY) {
+            Some(at) => {
+                let entry = payload.entries.remove(at);
+                let meta = entry.value.of(&payload.bytes);
+                match format {
+                    Format::Json => json::head(meta)?,
+                    Format::MessagePack => msgpack::head(meta)?,
+                }
+            }
+            None => Head::Live(Meta::default()),
+        };
+        Ok((head, payload))
+    }
+
+    /// Writes a map of `meta` and `entries`; the values are already encoded in `format`.
+    pub(crate) fn encode<'a>(
+        format: Format,
+        meta: &Meta,
+        entries: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
+    ) -> Self {
+        let size: usize = entries
+            .clone()
+            .map(|(key, value)| key.len() + value.len() + 8)
+            .sum();
+        let count = entries.clone().count();
+        let mut out = Vec::with_capacity(size + meta::MAX_ENCODED + 8);
+        let mut index = Vec::with_capacity(count);
+        match format {
+            Format::Json => json::encode(&mut out, &mut index, meta, entries),
+            Format::MessagePack => msgpack::encode(&mut out, &mut index, meta, entries, count),
+        }
+        Self {
+            format,
+            bytes: out.into(),
+            entries: index,
+        }
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
+        let entry = self.entries.get(self.position(key)?)?;
+        Some(entry.value.of(&self.bytes))
+    }
+
+    /// The encoded value, sharing the payload's memory.
+    pub(crate) fn get_shared(&self, key: &str) -> Option<Bytes> {
+        let entry = self.entries.get(self.position(key)?)?;
+        Some(
+            self.bytes
+                .slice(entry.value.start as usize..entry.value.end as usize),
+        )
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
+        self.entries.iter().map(|entry| {
+            let key = match &entry.key {
+                // Indexing has checked that the key is UTF-8.
+                Key::At(span) => std::str::from_utf8(span.of(&self.bytes)).unwrap_or_default(),
+                Key::Unescaped(key) => key,
+            };
+            (key, entry.value.of(&self.bytes))
+        })
+    }
+
+    fn position(&self, key: &str) -> Option<usize> {
+        self.entries.iter().rposition(|entry| match &entry.key {
+            Key::At(span) => span.of(&self.bytes) == key.as_bytes(),
+            Key::Unescaped(own) => **own == *key,
+        })
+    }
+}
+
+/// The most bytes that [`Payload::encode`] makes of entries with these lengths in all.
+pub(crate) fn size_bound(count: usize, keys_and_values: usize) -> usize {
+    meta::MAX_ENCODED + 8 + keys_and_values + count * 6
+}
+
+/// Encodes one value, refusing what the format cannot give back.
+pub(crate) fn encode_value<T: Serialize + ?Sized>(
+    format: Format,
+    value: &T,
+    limits: &Limits,
+) -> Result<Bytes, SessionError> {
+    let encoded = match format {
+        Format::Json => json::encode_value(value)?,
+        Format::MessagePack => msgpack::encode_value(value)?,
+    };
+    let nested = match format {
+        Format::Json => json::depth(&encoded),
+        Format::MessagePack => msgpack::depth(&encoded, limits.depth),
+    };
+    if nested.is_none_or(|depth| depth > limits.depth) {
+        return Err(SessionError::new(
+            SessionErrorKind::Encode,
+            format!("the value is nested more than {} levels deep", limits.depth),
+        ));
+    }
+    Ok(encoded.into())
+}
+
+/// Decodes one value.
+pub(crate) fn decode_value<T: DeserializeOwned>(
+    format: Format,
+    bytes: &[u8],
+) -> Result<T, SessionError> {
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        SessionError::new(
+            SessionErrorKind::Decode,
+            format!("the stored value is no {}", std::any::type_name::<T>()),
+        )
+        .with_source(error)
+    };
+    match format {
+        Format::Json => serde_json::from_slice(bytes).map_err(|error| wrong(error.into())),
+        Format::MessagePack => rmp_serde::from_slice(bytes).map_err(|error| wrong(error.into())),
+    }
+}
+
+fn cannot_encode(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> SessionError {
+    SessionError::new(SessionErrorKind::Encode, "the value cannot be encoded").with_source(error)
+}
+
+#[cfg(test)]
+mod tests;

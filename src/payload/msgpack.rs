@@ -1,0 +1,211 @@
+//! The MessagePack form of a payload.
+
+use rmp::encode::ValueWriteError;
+use serde::Serialize;
+
+use super::meta::Fields;
+use super::{Entry, Head, Key, Limits, META_KEY, Malformed, Meta, Span, cannot_encode};
+use crate::error::SessionError;
+
+const TRUNCATED: Malformed = Malformed("truncated");
+const TOO_DEEP: Malformed = Malformed("nested deeper than allowed");
+
+/// One item without its children: where the next begins, and how many children follow.
+fn item(bytes: &[u8], at: usize) -> Result<(usize, u64), Malformed> {
+    let marker = *bytes.get(at).ok_or(TRUNCATED)?;
+    let after = at + 1;
+    let number = |width: usize| -> Result<u64, Malformed> {
+        let digits = bytes.get(after..after + width).ok_or(TRUNCATED)?;
+        Ok(digits
+            .iter()
+            .fold(0, |sum, digit| sum << 8 | u64::from(*digit)))
+    };
+    // The width of a length field, as the three sizes of a family encode it.
+    let width = |first: u8| 1usize << (marker - first);
+    let (next, children) = match marker {
+        0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (after as u64, 0),
+        0x80..=0x8f => (after as u64, 2 * u64::from(marker & 0x0f)),
+        0x90..=0x9f => (after as u64, u64::from(marker & 0x0f)),
+        0xa0..=0xbf => (after as u64 + u64::from(marker & 0x1f), 0),
+        0xc4..=0xc6 => ((after + width(0xc4)) as u64 + number(width(0xc4))?, 0),
+        0xc7..=0xc9 => ((after + width(0xc7)) as u64 + 1 + number(width(0xc7))?, 0),
+        0xca => (after as u64 + 4, 0),
+        0xcb => (after as u64 + 8, 0),
+        0xcc..=0xcf => ((after + width(0xcc)) as u64, 0),
+        0xd0..=0xd3 => ((after + width(0xd0)) as u64, 0),
+        0xd4..=0xd8 => ((after + 1 + width(0xd4)) as u64, 0),
+        0xd9..=0xdb => ((after + width(0xd9)) as u64 + number(width(0xd9))?, 0),
+        0xdc | 0xdd => ((after + 2 * width(0xdc)) as u64, number(2 * width(0xdc))?),
+        0xde | 0xdf => (
+            (after + 2 * width(0xde)) as u64,
+            2 * number(2 * width(0xde))?,
+        ),
+        0xc1 => return Err(Malformed("not MessagePack")),
+    };
+    if next > bytes.len() as u64 {
+        return Err(TRUNCATED);
+    }
+    Ok((next as usize, children))
+}
+
+/// The end of the value at `at`, and how deep it is nested: 0 for a scalar.
+fn skip(bytes: &[u8], at: usize, max_depth: usize) -> Result<(usize, usize), Malformed> {
+    let (mut at, mut children) = item(bytes, at)?;
+    if children == 0 {
+        return Ok((at, 0));
+    }
+    let mut open = Vec::new();
+    let mut deepest = 0;
+    loop {
+        if children > 0 {
+            open.push(children);
+            deepest = deepest.max(open.len());
+            if deepest > max_depth {
+                return Err(TOO_DEEP);
+            }
+        }
+        match open.last_mut() {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                (at, children) = item(bytes, at)?;
+            }
+            Some(_) => {
+                open.pop();
+                children = 0;
+            }
+            None => return Ok((at, deepest)),
+        }
+    }
+}
+
+pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Entry>, Malformed> {
+    let (mut at, children) = item(bytes, 0)?;
+    let count = children / 2;
+    // One more than allowed, for `_meta`.
+    if count > limits.keys as u64 + 1 {
+        return Err(Malformed("more keys than allowed"));
+    }
+    let mut entries = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let header = match bytes.get(at) {
+            Some(0xa0..=0xbf) => 1,
+            Some(0xd9) => 2,
+            Some(0xda) => 3,
+            Some(0xdb) => 5,
+            Some(_) => return Err(Malformed("a key that is no string")),
+            None => return Err(TRUNCATED),
+        };
+        let (end, _) = item(bytes, at)?;
+        let key = Span::new(at + header, end);
+        if std::str::from_utf8(key.of(bytes)).is_err() {
+            return Err(Malformed("a key that is not UTF-8"));
+        }
+        let (next, _) = skip(bytes, end, limits.depth)?;
+        entries.push(Entry {
+            key: Key::At(key),
+            value: Span::new(end, next),
+        });
+        at = next;
+    }
+    if at != bytes.len() {
+        return Err(Malformed("bytes after the map"));
+    }
+    Ok(entries)
+}
+
+pub(super) fn head(meta: &[u8]) -> Result<Head, Malformed> {
+    let fields: Fields<'_> =
+        rmp_serde::from_slice(meta).map_err(|_| Malformed("its _meta entry is unreadable"))?;
+    Ok(fields.head())
+}
+
+pub(super) fn encode<'a>(
+    out: &mut Vec<u8>,
+    index: &mut Vec<Entry>,
+    meta: &Meta,
+    entries: impl Iterator<Item = (&'a str, &'a [u8])>,
+    count: usize,
+) {
+    written(rmp::encode::write_map_len(out, count as u32 + 1).map(drop));
+    encode_meta(out, &Fields::from(meta));
+    for (key, value) in entries {
+        written(rmp::encode::write_str(out, key));
+        let key = Span::new(out.len() - key.len(), out.len());
+        let start = out.len();
+        out.extend_from_slice(value);
+        index.push(Entry {
+            key: Key::At(key),
+            value: Span::new(start, out.len()),
+        });
+    }
+}
+
+pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
+    written(rmp::encode::write_map_len(out, 1).map(drop));
+    encode_meta(out, fields);
+}
+
+fn encode_meta(out: &mut Vec<u8>, fields: &Fields<'_>) {
+    let numbers = [
+        ("created", fields.created),
+        ("generation", fields.generation),
+        ("lifetime", fields.lifetime),
+    ];
+    let flags = [("permanent", fields.permanent), ("ended", fields.ended)];
+    let count = numbers.iter().filter(|(_, value)| value.is_some()).count()
+        + flags.iter().filter(|(_, value)| value.is_some()).count()
+        + usize::from(fields.successor.is_some());
+    written(rmp::encode::write_str(out, META_KEY));
+    written(rmp::encode::write_map_len(out, count as u32).map(drop));
+    for (name, value) in numbers {
+        if let Some(value) = value {
+            written(rmp::encode::write_str(out, name));
+            written(rmp::encode::write_uint(out, value).map(drop));
+        }
+    }
+    for (name, value) in flags {
+        if let Some(value) = value {
+            written(rmp::encode::write_str(out, name));
+            let _ = rmp::encode::write_bool(out, value);
+        }
+    }
+    if let Some(successor) = fields.successor {
+        written(rmp::encode::write_str(out, "successor"));
+        written(rmp::encode::write_str(out, successor));
+    }
+}
+
+/// Writing to a `Vec` does not fail.
+fn written<E: rmp::encode::RmpWriteErr>(result: Result<(), ValueWriteError<E>>) {
+    debug_assert!(result.is_ok());
+}
+
+pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, SessionError> {
+    rmp_serde::to_vec_named(value).map_err(cannot_encode)
+}
+
+/// How deep an encoded value is nested, or `None` if deeper than `max`.
+pub(super) fn depth(value: &[u8], max: usize) -> Option<usize> {
+    skip(value, 0, max).ok().map(|(_, depth)| depth)
+}
+
+/// Whether the value holds a number that JSON has no word for.
+pub(super) fn has_non_finite(value: &[u8]) -> bool {
+    let mut at = 0;
+    while let Ok((next, _)) = item(value, at) {
+        let finite = match value.get(at..next) {
+            Some([0xca, digits @ ..]) => digits
+                .try_into()
+                .is_ok_and(|digits| f32::from_be_bytes(digits).is_finite()),
+            Some([0xcb, digits @ ..]) => digits
+                .try_into()
+                .is_ok_and(|digits| f64::from_be_bytes(digits).is_finite()),
+            _ => true,
+        };
+        if !finite {
+            return true;
+        }
+        at = next;
+    }
+    false
+}

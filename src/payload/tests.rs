@@ -1,0 +1,208 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::*;
+
+const LIMITS: Limits = Limits {
+    bytes: 1 << 20,
+    keys: 100,
+    depth: 8,
+};
+
+fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: T) {
+    for format in [Format::Json, Format::MessagePack] {
+        let bytes = encode_value(format, &value, &LIMITS).unwrap();
+        assert_eq!(
+            decode_value::<T>(format, &bytes).unwrap(),
+            value,
+            "{format:?}"
+        );
+    }
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Shape {
+    Unit,
+    One(u8),
+    Pair(i64, String),
+    Named { at: (f64, f64), tags: Vec<String> },
+}
+
+#[test]
+fn values_of_every_kind_come_back_as_they_went_in() {
+    round_trip(0u8);
+    round_trip(u64::MAX);
+    round_trip(i64::MIN);
+    round_trip(i128::from(u64::MAX) + 1);
+    round_trip(-0.5f64);
+    round_trip(f64::MAX);
+    round_trip(f32::MIN_POSITIVE);
+    round_trip(String::from("żółć \u{0} \"quoted\" \\"));
+    round_trip('€');
+    round_trip(Option::<u8>::None);
+    round_trip(Some(5u8));
+    round_trip(vec![Some(1), None]);
+    round_trip(serde_bytes::ByteBuf::from(vec![0, 255, 128]));
+    round_trip(BTreeMap::from([
+        (1u32, "one".to_owned()),
+        (2, "two".to_owned()),
+    ]));
+    round_trip(vec![
+        Shape::Unit,
+        Shape::One(1),
+        Shape::Pair(-1, "x".into()),
+        Shape::Named {
+            at: (1.0, 2.5),
+            tags: vec!["a".into()],
+        },
+    ]);
+    round_trip(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 5));
+    round_trip(std::time::Duration::from_nanos(1));
+    round_trip("192.0.2.1".parse::<std::net::IpAddr>().unwrap());
+    round_trip(());
+}
+
+#[test]
+fn what_a_format_cannot_give_back_is_refused() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        assert!(encode_value(Format::Json, &vec![bad], &LIMITS).is_err());
+        let kept = encode_value(Format::MessagePack, &bad, &LIMITS).unwrap();
+        assert_eq!(
+            decode_value::<f64>(Format::MessagePack, &kept)
+                .unwrap()
+                .to_bits(),
+            bad.to_bits()
+        );
+    }
+    assert!(encode_value(Format::Json, &Option::<u8>::None, &LIMITS).is_ok());
+    let structs_as_keys = BTreeMap::from([(vec![1u8], 1)]);
+    assert!(encode_value(Format::Json, &structs_as_keys, &LIMITS).is_err());
+}
+
+#[test]
+fn nesting_is_bounded_on_the_way_in_and_on_the_way_out() {
+    fn nest(depth: usize) -> serde_json::Value {
+        (0..depth).fold(1.into(), |inner, _| serde_json::Value::Array(vec![inner]))
+    }
+    for format in [Format::Json, Format::MessagePack] {
+        assert!(encode_value(format, &nest(8), &LIMITS).is_ok());
+        assert!(encode_value(format, &nest(9), &LIMITS).is_err());
+        let deep = Limits { depth: 9, ..LIMITS };
+        let value = encode_value(format, &nest(9), &deep).unwrap();
+        let payload = Payload::encode(format, &Meta::default(), [("a", &value[..])].into_iter());
+        assert!(Payload::parse(payload.bytes().clone(), &deep).is_ok());
+        assert!(Payload::parse(payload.bytes().clone(), &LIMITS).is_err());
+    }
+}
+
+#[test]
+fn a_payload_gives_back_its_meta_and_its_entries() {
+    let meta = Meta {
+        created: Some(1_700_000_000_000),
+        generation: 3,
+        lifetime: Some(60_000),
+        permanent: Some(false),
+    };
+    for format in [Format::Json, Format::MessagePack] {
+        let value = |text: &str| encode_value(format, text, &LIMITS).unwrap();
+        let (one, two) = (value("1"), value("2"));
+        let entries = [
+            ("plain", &one[..]),
+            ("with \"quotes\" and \u{7f}é", &two[..]),
+        ];
+        let encoded = Payload::encode(format, &meta, entries.into_iter());
+        assert!(
+            encoded.bytes().len()
+                <= size_bound(2, entries.iter().map(|(k, v)| k.len() + v.len()).sum())
+        );
+        assert_eq!(encoded.iter().collect::<Vec<_>>(), entries);
+        let (head, read) = Payload::parse(encoded.bytes().clone(), &LIMITS).unwrap();
+        assert_eq!(head, Head::Live(meta));
+        assert_eq!(read.iter().collect::<Vec<_>>(), entries);
+        assert_eq!(read.format(), format);
+        assert_eq!(read.len(), 2);
+        assert_eq!(read.get("plain"), Some(&one[..]));
+        assert_eq!(read.get_shared("plain").as_deref(), Some(&one[..]));
+        assert_eq!(read.get(META_KEY), None);
+    }
+}
+
+#[test]
+fn a_tombstone_names_its_successor() {
+    let key: crate::SessionKey = "a".repeat(43).parse().unwrap();
+    for format in [Format::Json, Format::MessagePack] {
+        for successor in [None, Some(key)] {
+            let bytes = tombstone(format, successor.as_ref());
+            let (head, payload) = Payload::parse(bytes.into(), &LIMITS).unwrap();
+            assert_eq!(head, Head::Ended { successor });
+            assert_eq!(payload.len(), 0);
+        }
+    }
+}
+
+#[test]
+fn garbage_is_no_session() {
+    let cases: &[&[u8]] = &[
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b"{}x",
+        b"{\"a\":}",
+        b"{\"a\":1]",
+        b"\x81",
+        b"\x81\xa1a",
+        b"\x81\xa1a\xc1",
+        b"\x81\x01\x01",
+        b"\x80\x00",
+        b"\x81\xa1\xff\x01",
+        b"\xdf\xff\xff\xff\xff",
+        b"\x81\xa1a\xdb\xff\xff\xff\xff",
+        b"\x81\xa1a\xc9\xff\xff\xff\xff",
+        b"\x81\xa1a\xdd\xff\xff\xff\xff",
+        b"\x81\xa5_meta\x01",
+        b"\x93\x01\x02\x03",
+        b"\x80\x04\x95pickle",
+    ];
+    for case in cases {
+        assert!(
+            Payload::parse(Bytes::from_static(case), &LIMITS).is_err(),
+            "{case:x?}"
+        );
+    }
+    assert!(Payload::parse(vec![b' '; LIMITS.bytes + 1].into(), &LIMITS).is_err());
+}
+
+#[test]
+fn extension_types_of_others_survive() {
+    let foreign = b"\x82\xa1a\xd6\xff\x65\x00\x00\x00\xa1b\xc7\x03\x05xyz";
+    let (head, payload) = Payload::parse(Bytes::from_static(foreign), &LIMITS).unwrap();
+    assert_eq!(head, Head::Live(Meta::default()));
+    let again = Payload::encode(payload.format(), &Meta::default(), payload.iter());
+    assert_eq!(again.get("a"), Some(&b"\xd6\xff\x65\x00\x00\x00"[..]));
+    assert_eq!(again.get("b"), Some(&b"\xc7\x03\x05xyz"[..]));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), first in any::<u8>()) {
+        let _ = Payload::parse(bytes.clone().into(), &LIMITS);
+        for start in [b'{', 0x80 | first & 0x0f, 0xde, 0xdf] {
+            let mut bytes = bytes.clone();
+            bytes.insert(0, start);
+            let _ = Payload::parse(bytes.into(), &LIMITS);
+        }
+    }
+
+    #[test]
+    fn a_cut_payload_is_refused(keys in prop::collection::btree_map("[a-z]{0,6}", any::<i64>(), 0..6), cut in any::<prop::sample::Index>()) {
+        for format in [Format::Json, Format::MessagePack] {
+            let values: Vec<_> = keys.values().map(|v| encode_value(format, v, &LIMITS).unwrap()).collect();
+            let whole = Payload::encode(format, &Meta::default(), keys.keys().map(String::as_str).zip(values.iter().map(|v| &v[..])));
+            let cut = whole.bytes().slice(..cut.index(whole.bytes().len()));
+            prop_assert!(Payload::parse(cut, &LIMITS).is_err());
+        }
+    }
+}
