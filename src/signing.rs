@@ -1,0 +1,380 @@
+//! Signing: which cookie values this application has issued.
+
+use std::env;
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use sha2::Sha256;
+
+use crate::error::ConfigError;
+use crate::id::SessionId;
+
+type HmacSha256 = Hmac<Sha256>;
+
+const MAC_LEN: usize = 32;
+const ISSUED_LEN: usize = 8;
+const SEALED_LEN: usize = SessionId::LEN + ISSUED_LEN + MAC_LEN;
+/// The version of the cookie's form: its first character, and the first byte under the MAC.
+const VERSION: u8 = b'1';
+/// The length of every cookie value: the version and 72 bytes in base64url.
+pub(crate) const VALUE_LEN: usize = 1 + SEALED_LEN / 3 * 4;
+
+/// The keys that sign session cookies: the first signs, all verify.
+///
+/// To change keys without logging anyone out, put the new key first and keep the old one as a
+/// fallback for as long as sessions live; cookies signed by a fallback are re-issued when they are
+/// seen. Removing a key rejects what it signed.
+///
+/// A key is at least 32 bytes of randomness, of any form: `openssl rand -base64 48` makes one.
+/// `Debug` prints how many keys there are, nothing else.
+///
+/// # Examples
+///
+/// ```
+/// use session_layer::SigningKeys;
+///
+/// let keys = SigningKeys::new("the new key, made by a password generator")?
+///     .with_fallback("the old key, which signed what browsers still hold")?;
+/// assert!(SigningKeys::new("too short").is_err());
+/// # Ok::<(), session_layer::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct SigningKeys {
+    ring: Vec<Box<[u8]>>,
+}
+
+impl SigningKeys {
+    /// The least length of a key, in bytes.
+    pub const MIN_KEY_LEN: usize = 32;
+
+    /// A ring of one key.
+    ///
+    /// # Errors
+    ///
+    /// When the key has fewer than 32 bytes.
+    pub fn new(key: impl AsRef<[u8]>) -> Result<Self, ConfigError> {
+        Self { ring: Vec::new() }.with_fallback(key)
+    }
+
+    /// Adds an older key, which verifies but no longer signs.
+    ///
+    /// # Errors
+    ///
+    /// When the key has fewer than 32 bytes.
+    pub fn with_fallback(mut self, key: impl AsRef<[u8]>) -> Result<Self, ConfigError> {
+        let key = key.as_ref();
+        if key.len() < Self::MIN_KEY_LEN {
+            return Err(ConfigError::new(format!(
+                "signing key {} has {} bytes; at least {} random bytes are needed, for example from \
+                 `openssl rand -base64 48`",
+                self.ring.len() + 1,
+                key.len(),
+                Self::MIN_KEY_LEN,
+            )));
+        }
+        self.ring.push(key.into());
+        Ok(self)
+    }
+
+    /// Reads the keys from an environment variable: one, or several separated by commas, the newest
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// When the variable is not set, is not UTF-8, or holds a key of fewer than 32 bytes.
+    pub fn from_env(variable: &str) -> Result<Self, ConfigError> {
+        let text = env::var(variable).map_err(|error| {
+            ConfigError::new(format!("environment variable {variable}: {error}"))
+        })?;
+        let mut keys = Self { ring: Vec::new() };
+        for key in text.split(',') {
+            keys = keys.with_fallback(key.trim()).map_err(|error| {
+                ConfigError::new(format!("environment variable {variable}: {error}"))
+            })?;
+        }
+        Ok(keys)
+    }
+
+    /// A ring of one new random key, which is gone when the program ends, and every session's cookie
+    /// with it: for tests and for trying things out.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system's random number generator fails.
+    pub fn generate() -> Result<Self, ConfigError> {
+        let mut key = [0; 48];
+        SysRng.try_fill_bytes(&mut key).map_err(|error| {
+            ConfigError::new(format!(
+                "the system's random number generator failed: {error}"
+            ))
+        })?;
+        Self::new(URL_SAFE_NO_PAD.encode(key))
+    }
+
+    /// Reads the keys from a file, one a line, the newest first; makes the file with a new random key
+    /// if there is none. On Unix the new file is readable by its owner only.
+    ///
+    /// For development and for programs on one machine. Programs that start at the same time agree
+    /// on one key.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or made, or holds a key of fewer than 32 bytes, or none.
+    pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let failed =
+            |error: io::Error| ConfigError::new(format!("key file {}: {error}", path.display()));
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create_key_file(path).map_err(failed)?;
+                fs::read_to_string(path)
+            }
+            read => read,
+        }
+        .map_err(failed)?;
+        let mut keys = Self { ring: Vec::new() };
+        for key in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            keys = keys.with_fallback(key).map_err(|error| {
+                ConfigError::new(format!("key file {}: {error}", path.display()))
+            })?;
+        }
+        if keys.ring.is_empty() {
+            return Err(ConfigError::new(format!(
+                "key file {} is empty; delete it to have a new key made",
+                path.display()
+            )));
+        }
+        Ok(keys)
+    }
+}
+
+/// Puts a new key at `path` in one step, unless something is there by then.
+fn create_key_file(path: &Path) -> io::Result<()> {
+    let mut random = [0; 56];
+    SysRng
+        .try_fill_bytes(&mut random)
+        .map_err(io::Error::other)?;
+    let (key, name) = random.split_at(48);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", URL_SAFE_NO_PAD.encode(name)));
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&temporary)?;
+    let placed = writeln!(file, "{}", URL_SAFE_NO_PAD.encode(key))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| match fs::hard_link(&temporary, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        });
+    fs::remove_file(&temporary)?;
+    placed
+}
+
+impl fmt::Debug for SigningKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKeys({} REDACTED)", self.ring.len())
+    }
+}
+
+/// A key ring bound to one cookie name.
+#[derive(Clone)]
+pub(crate) struct Signer {
+    /// Each has already seen the version and the name.
+    ring: Vec<HmacSha256>,
+}
+
+/// What a verified cookie says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verified {
+    pub(crate) id: SessionId,
+    /// When the cookie was issued, in milliseconds since 1970.
+    pub(crate) issued: u64,
+    /// Whether a fallback key signed it.
+    pub(crate) old_key: bool,
+}
+
+/// Why a cookie value is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rejected {
+    Malformed,
+    Signature,
+}
+
+impl Signer {
+    pub(crate) fn new(keys: &SigningKeys, cookie_name: &str) -> Self {
+        let bind = |key: &[u8]| {
+            // HMAC takes a key of any length; this arm is never reached.
+            let mut mac = HmacSha256::new_from_slice(key).ok()?;
+            mac.update(&[VERSION]);
+            mac.update(&(cookie_name.len() as u64).to_be_bytes()[6..]);
+            mac.update(cookie_name.as_bytes());
+            Some(mac)
+        };
+        Self {
+            ring: keys.ring.iter().filter_map(|key| bind(key)).collect(),
+        }
+    }
+
+    /// The cookie value for `id`; `None` only for an empty ring, which cannot be made.
+    pub(crate) fn sign(&self, id: &SessionId, issued: u64) -> Option<[u8; VALUE_LEN]> {
+        let mut sealed = [0; SEALED_LEN];
+        let (message, mac_at) = sealed.split_at_mut(SessionId::LEN + ISSUED_LEN);
+        let (id_at, issued_at) = message.split_at_mut(SessionId::LEN);
+        id_at.copy_from_slice(id.as_bytes());
+        issued_at.copy_from_slice(&issued.to_be_bytes());
+        let mut mac = self.ring.first()?.clone();
+        mac.update(message);
+        mac_at.copy_from_slice(&mac.finalize().into_bytes());
+        let mut value = [VERSION; VALUE_LEN];
+        URL_SAFE_NO_PAD.encode_slice(sealed, &mut value[1..]).ok()?;
+        Some(value)
+    }
+
+    pub(crate) fn verify(&self, value: &[u8]) -> Result<Verified, Rejected> {
+        let Some((&VERSION, text)) = value.split_first() else {
+            return Err(Rejected::Malformed);
+        };
+        let mut sealed = [0; SEALED_LEN];
+        if text.len() != VALUE_LEN - 1
+            || URL_SAFE_NO_PAD.decode_slice_unchecked(text, &mut sealed) != Ok(SEALED_LEN)
+        {
+            return Err(Rejected::Malformed);
+        }
+        let (message, mac_found) = sealed.split_at(SessionId::LEN + ISSUED_LEN);
+        for (position, mac) in self.ring.iter().enumerate() {
+            let mut mac = mac.clone();
+            mac.update(message);
+            if mac.verify_slice(mac_found).is_ok() {
+                let (id, issued) = message.split_at(SessionId::LEN);
+                let (Ok(id), Ok(issued)) = (id.try_into(), issued.try_into()) else {
+                    return Err(Rejected::Malformed);
+                };
+                return Ok(Verified {
+                    id: SessionId::from_bytes(id),
+                    issued: u64::from_be_bytes(issued),
+                    old_key: position > 0,
+                });
+            }
+        }
+        Err(Rejected::Signature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "old-old-old-old-old-old-old-old-old";
+    const NEW: &str = "new-new-new-new-new-new-new-new-new";
+
+    fn signer(key: &str, name: &str) -> Signer {
+        Signer::new(&SigningKeys::new(key).unwrap(), name)
+    }
+
+    #[test]
+    fn a_signed_value_verifies_for_its_own_cookie_only() {
+        let id = SessionId::generate().unwrap();
+        let value = signer(NEW, "sid").sign(&id, 7).unwrap();
+        let verified = signer(NEW, "sid").verify(&value);
+        assert_eq!(
+            verified,
+            Ok(Verified {
+                id,
+                issued: 7,
+                old_key: false
+            })
+        );
+        assert_eq!(
+            signer(NEW, "theme").verify(&value),
+            Err(Rejected::Signature)
+        );
+        assert_eq!(signer(OLD, "sid").verify(&value), Err(Rejected::Signature));
+    }
+
+    #[test]
+    fn every_changed_character_is_noticed() {
+        let signer = signer(NEW, "sid");
+        let value = signer
+            .sign(&SessionId::generate().unwrap(), 1_700_000_000_000)
+            .unwrap();
+        for at in 0..value.len() {
+            for other in b"Aa0_-.=1 \0\xff" {
+                let mut changed = value;
+                changed[at] = *other;
+                assert_eq!(
+                    signer.verify(&changed).is_ok(),
+                    changed == value,
+                    "{at} {other}"
+                );
+            }
+        }
+        for length in 0..value.len() {
+            assert_eq!(signer.verify(&value[..length]), Err(Rejected::Malformed));
+        }
+        assert!(signer.verify(&[&value[..], b"A"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_fallback_verifies_until_it_is_removed() {
+        let value = signer(OLD, "sid")
+            .sign(&SessionId::generate().unwrap(), 0)
+            .unwrap();
+        let ring = SigningKeys::new(NEW).unwrap().with_fallback(OLD).unwrap();
+        let verified = Signer::new(&ring, "sid").verify(&value).unwrap();
+        assert!(verified.old_key);
+        let again = Signer::new(&ring, "sid").sign(&verified.id, 0).unwrap();
+        assert!(signer(NEW, "sid").verify(&again).is_ok());
+        assert!(signer(NEW, "sid").verify(&value).is_err());
+    }
+
+    #[test]
+    fn short_keys_are_refused_and_keys_do_not_print() {
+        assert!(SigningKeys::new([0; 31]).is_err());
+        assert!(SigningKeys::new(NEW).unwrap().with_fallback("").is_err());
+        let ring = SigningKeys::new(NEW).unwrap();
+        assert_eq!(format!("{ring:?}"), "SigningKeys(1 REDACTED)");
+        let error = SigningKeys::new("hunter2hunter2").unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_key_file_is_made_once_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let signers: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| Signer::new(&SigningKeys::load_or_create(&path).unwrap(), "sid"))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let value = signers[0].sign(&SessionId::generate().unwrap(), 0).unwrap();
+        assert!(signers.iter().all(|signer| signer.verify(&value).is_ok()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+        }
+        fs::write(&path, "short\n").unwrap();
+        assert!(SigningKeys::load_or_create(&path).is_err());
+        fs::write(&path, "\n").unwrap();
+        assert!(SigningKeys::load_or_create(&path).is_err());
+    }
+}
