@@ -1,0 +1,454 @@
+//! `LazySession`: what the layer puts into a request, and how it becomes a [`Session`].
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::sync::OnceCell;
+
+use crate::commit;
+use crate::cookie::CookieHeaders;
+use crate::error::{SessionError, SessionErrorKind};
+use crate::id::SessionKey;
+use crate::session::Session;
+use crate::shared::{Finish, Found, Shared};
+use crate::signing::{Rejected, Verified};
+use crate::state::{
+    CookieAction, Ending, Identity, Plan, Seen, State, StoreAction, Stored, full_ttl, is_due,
+};
+
+/// A session that has not been looked at yet.
+///
+/// The layer puts one into the extensions of every request. Holding, cloning and dropping it costs no
+/// I/O and no cryptography. Use it in Tower services and middleware, and in handlers that need the
+/// session only sometimes; other handlers extract [`Session`].
+///
+/// # Examples
+///
+/// ```
+/// use http::Request;
+/// use session_layer::{LazySession, SessionError};
+///
+/// async fn user<B>(request: &Request<B>) -> Result<Option<String>, SessionError> {
+///     let session = LazySession::of(request.extensions())?.load().await?;
+///     session.get("user")
+/// }
+/// ```
+#[derive(Clone)]
+pub struct LazySession(Arc<Inner>);
+
+impl LazySession {
+    /// The session of a request, by its extensions.
+    ///
+    /// # Errors
+    ///
+    /// [`MissingLayer`](SessionErrorKind::MissingLayer) when the request came by no
+    /// [`SessionLayer`](crate::SessionLayer).
+    pub fn of(extensions: &http::Extensions) -> Result<Self, SessionError> {
+        extensions.get::<Self>().cloned().ok_or_else(|| {
+            SessionError::new(
+                SessionErrorKind::MissingLayer,
+                "no session: this route is not wrapped in a SessionLayer",
+            )
+        })
+    }
+
+    /// Reads the session, once: whoever asks first waits for the store, later callers and concurrent
+    /// ones share the outcome, also that of a failure. One round trip, none without a valid cookie.
+    ///
+    /// # Errors
+    ///
+    /// [`Store`](SessionErrorKind::Store) when the store failed or did not answer in time.
+    pub async fn load(&self) -> Result<Session, SessionError> {
+        self.0.load().await?;
+        Ok(Session::new(Arc::clone(&self.0)))
+    }
+
+    /// Ends the session without reading it first: a logout that also works while the store is down,
+    /// in that the response then is a 503 that removes the cookie. Otherwise like
+    /// [`Session::flush`].
+    pub fn flush(&self) {
+        match self.0.loaded() {
+            Some(Ok(loaded)) => loaded.state().flush(&self.0.shared.policy),
+            Some(Err(_)) | None => self.0.flush_unloaded.store(true, Ordering::Release),
+        }
+    }
+
+    pub(crate) fn new(shared: Arc<Shared>, cookies: CookieHeaders) -> Self {
+        Self(Arc::new(Inner::new(shared, Source::Cookies(cookies))))
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+}
+
+impl fmt::Debug for LazySession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One request's session, shared by everything that handles the request.
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    source: Source,
+    loaded: OnceCell<Result<Loaded, SessionError>>,
+    flush_unloaded: AtomicBool,
+    /// No cookie can be set any more.
+    head_sent: AtomicBool,
+}
+
+enum Source {
+    Cookies(CookieHeaders),
+    Key(SessionKey),
+}
+
+pub(crate) struct Loaded {
+    state: Mutex<State>,
+    /// One commit at a time.
+    committing: tokio::sync::Mutex<()>,
+}
+
+impl Loaded {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the response tells the browser.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) set_cookie: Option<HeaderValue>,
+    pub(crate) error: Option<SessionError>,
+}
+
+impl Inner {
+    fn new(shared: Arc<Shared>, source: Source) -> Self {
+        Self {
+            shared,
+            source,
+            loaded: OnceCell::new(),
+            flush_unloaded: AtomicBool::new(false),
+            head_sent: AtomicBool::new(false),
+        }
+    }
+
+    /// A session without a request: it can get no cookie.
+    pub(crate) fn by_key(shared: Arc<Shared>, key: SessionKey) -> Self {
+        let inner = Self::new(shared, Source::Key(key));
+        inner.head_sent.store(true, Ordering::Release);
+        inner
+    }
+
+    pub(crate) async fn load(&self) -> Result<&Loaded, SessionError> {
+        self.loaded
+            .get_or_init(|| async {
+                let state = match &self.source {
+                    Source::Cookies(cookies) => self.find(cookies).await?,
+                    Source::Key(key) => self.look_up(key).await?,
+                };
+                Ok(Loaded {
+                    state: Mutex::new(state),
+                    committing: tokio::sync::Mutex::new(()),
+                })
+            })
+            .await
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+
+    /// The outcome of loading, if that has been tried.
+    pub(crate) fn loaded(&self) -> Option<&Result<Loaded, SessionError>> {
+        self.loaded.get()
+    }
+
+    /// Goes through the cookies of our name until one leads to a live session.
+    async fn find(&self, cookies: &CookieHeaders) -> Result<State, SessionError> {
+        let shared = &*self.shared;
+        let mut carried_cookie = false;
+        let mut tombstone = None;
+        let mut live: Option<(Verified, State)> = None;
+        for value in cookies.candidates(shared.cookie.name().as_bytes()) {
+            carried_cookie = true;
+            let verified = match shared.signer.verify(value) {
+                Ok(verified) => verified,
+                Err(reason) => {
+                    let reason = match reason {
+                        Rejected::Malformed => "malformed",
+                        Rejected::Signature => "signature does not verify",
+                    };
+                    tracing::debug!(reason, "session cookie rejected");
+                    continue;
+                }
+            };
+            if let Some((first, _)) = &live {
+                if first.id != verified.id {
+                    tracing::warn!(
+                        "two valid session cookies; the first with a live session counts"
+                    );
+                    break;
+                }
+                continue;
+            }
+            let key = verified.id.key();
+            match shared.load(&key).await? {
+                Found::Absent => {
+                    tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
+                }
+                Found::Ended { .. } => tombstone = tombstone.or(Some(key)),
+                Found::Live {
+                    record,
+                    meta,
+                    payload,
+                } => {
+                    let now = shared.now();
+                    let full = full_ttl(&shared.policy, &meta, now).unwrap_or_default();
+                    let age = Duration::from_millis(now.saturating_sub(verified.issued));
+                    let seen = Seen {
+                        carried_cookie,
+                        touch_due: is_due(&shared.policy, full, full.abs_diff(record.ttl())),
+                        cookie_due: verified.old_key || is_due(&shared.policy, full, age),
+                    };
+                    let id = Some(verified.id);
+                    let stored = Stored { id, key, record };
+                    let state = State::new(Identity::Stored(stored), payload, meta, seen);
+                    live = Some((verified, state));
+                }
+            }
+        }
+        Ok(match (live, tombstone) {
+            (Some((_, state)), _) => state,
+            (None, Some(key)) => {
+                State::without_record(&shared.policy, Identity::Ended(key), carried_cookie)
+            }
+            (None, None) => {
+                State::without_record(&shared.policy, Identity::Anonymous, carried_cookie)
+            }
+        })
+    }
+
+    async fn look_up(&self, key: &SessionKey) -> Result<State, SessionError> {
+        let shared = &*self.shared;
+        Ok(match shared.load(key).await? {
+            Found::Live {
+                record,
+                meta,
+                payload,
+            } => {
+                let stored = Stored {
+                    id: None,
+                    key: *key,
+                    record,
+                };
+                State::new(Identity::Stored(stored), payload, meta, Seen::default())
+            }
+            Found::Absent | Found::Ended { .. } => {
+                State::without_record(&shared.policy, Identity::Ended(*key), false)
+            }
+        })
+    }
+
+    /// Stores what has been done so far; with a `limit`, that of a request whose head is leaving.
+    async fn commit(&self, loaded: &Loaded, edits: bool) -> Result<(), SessionError> {
+        let shared = &*self.shared;
+        let mut work = {
+            let mut state = loaded.state();
+            let plan = state.plan(edits);
+            if self.head_sent.load(Ordering::Acquire) && plan.needs_cookie {
+                return Err(SessionError::new(
+                    SessionErrorKind::CookieTooLate,
+                    "this change needs a cookie, which can no longer be sent",
+                ));
+            }
+            if !plan.end && plan.store == StoreAction::Nothing {
+                state.accept(plan);
+                return Ok(());
+            }
+            state.begin(plan, shared.now())
+        };
+        let (outcome, result) = commit::perform(shared, &mut work).await;
+        let replay = loaded.state().settle(work, outcome, &shared.policy);
+        if replay {
+            self.replay_later_edits(loaded);
+        }
+        result
+    }
+
+    /// Does edits that came while a commit was under way again on the data that it found. Runs
+    /// closures given to `update`, so not under the lock.
+    fn replay_later_edits(&self, loaded: &Loaded) {
+        loop {
+            let (base, mut batches) = loaded.state().take_batches();
+            if let Err(error) = crate::edits::replay(&base, &mut batches) {
+                tracing::warn!(%error, "edits made during a commit were dropped");
+                return;
+            }
+            if !loaded.state().return_batches(batches) {
+                return;
+            }
+        }
+    }
+
+    /// `Session::save`: a commit in the middle of a request, or after one.
+    pub(crate) async fn save(self: Arc<Self>) -> Result<(), SessionError> {
+        let loaded = self.load().await?;
+        let _turn = loaded.committing.lock().await;
+        let had_session = matches!(loaded.state().identity(), Identity::Stored(_));
+        self.commit(loaded, true).await?;
+        let mut state = loaded.state();
+        if matches!(state.identity(), Identity::Ended(_)) && (had_session || state.is_modified()) {
+            state.drop_edits();
+            return Err(SessionError::new(
+                SessionErrorKind::Ended,
+                "the session was ended by another request; its edits are dropped",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The answer, if it takes no store to find it. `edits`: whether this response's edits count.
+    pub(crate) fn answer_now(&self, edits: bool) -> Option<Answer> {
+        if self.flush_unloaded.load(Ordering::Acquire) {
+            return None;
+        }
+        match self.loaded() {
+            None | Some(Err(_)) => {
+                self.head_sent.store(true, Ordering::Release);
+                Some(Answer::default())
+            }
+            Some(Ok(loaded)) => {
+                let _turn = loaded.committing.try_lock().ok()?;
+                let mut state = loaded.state();
+                let plan = state.plan(edits);
+                if plan.end || plan.store != StoreAction::Nothing {
+                    return None;
+                }
+                state.accept(plan);
+                Some(self.close(&mut state, None))
+            }
+        }
+    }
+
+    /// The answer, after whatever has to be done in the store.
+    pub(crate) async fn answer(self: Arc<Self>, edits: bool) -> Answer {
+        let flush = self.flush_unloaded.load(Ordering::Acquire);
+        let loaded = match self.load().await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.head_sent.store(true, Ordering::Release);
+                let carried = flush && self.carries_cookie();
+                return Answer {
+                    set_cookie: carried.then(|| self.shared.cookie.remove()).flatten(),
+                    error: Some(error),
+                };
+            }
+        };
+        let _turn = loaded.committing.lock().await;
+        if flush {
+            loaded.state().flush(&self.shared.policy);
+        }
+        let result = self.commit(loaded, edits).await;
+        let mut state = loaded.state();
+        self.close(&mut state, result.err())
+    }
+
+    /// Draws the line under the request: what is not stored by now is dropped.
+    fn close(&self, state: &mut State, error: Option<SessionError>) -> Answer {
+        self.head_sent.store(true, Ordering::Release);
+        if state.drop_edits() {
+            tracing::info!(
+                "session edits dropped: the response was a failure, or the session has ended"
+            );
+        }
+        let set_cookie = match (state.cookie(), state.identity()) {
+            (
+                CookieAction::Set,
+                Identity::Stored(Stored {
+                    id: Some(id),
+                    record,
+                    ..
+                }),
+            ) => {
+                let permanent = state.is_permanent(&self.shared.policy);
+                self.shared.set_cookie(id, record.ttl(), permanent)
+            }
+            (CookieAction::Remove, _) => self.shared.cookie.remove(),
+            (CookieAction::Set | CookieAction::Keep, _) => None,
+        };
+        state.cookie_sent();
+        Answer { set_cookie, error }
+    }
+
+    /// The request will not be answered: only a logout still counts.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        let flush = self.flush_unloaded.load(Ordering::Acquire)
+            || matches!(self.loaded(), Some(Ok(loaded)) if loaded.state().plan(false).end);
+        self.head_sent.store(true, Ordering::Release);
+        if flush {
+            let inner = Arc::clone(self);
+            drop(Finish::new(&self.shared.background, async move {
+                inner.answer(false).await;
+            }));
+        }
+    }
+
+    fn carries_cookie(&self) -> bool {
+        match &self.source {
+            Source::Cookies(cookies) => cookies
+                .candidates(self.shared.cookie.name().as_bytes())
+                .next()
+                .is_some(),
+            Source::Key(_) => false,
+        }
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Session");
+        match self.loaded() {
+            None => out.field("loaded", &false),
+            Some(Err(error)) => out.field("error", error),
+            Some(Ok(loaded)) => {
+                let state = loaded.state();
+                if let Identity::Stored(stored) = state.identity() {
+                    out.field("key", &stored.key);
+                }
+                out.field("keys", &state.len())
+            }
+        };
+        out.finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let Some(Ok(loaded)) = self.loaded.get_mut() else {
+            return;
+        };
+        let state = loaded
+            .state
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let endings: Vec<Ending> = state.take_endings();
+        if state.drop_edits() {
+            tracing::warn!("session edits were never stored; after the response, call `save`");
+        }
+        if endings.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        drop(Finish::new(&self.shared.background, async move {
+            let mut state = State::without_record(&shared.policy, Identity::Anonymous, false);
+            state.end_also(endings);
+            let plan: Plan = state.plan(false);
+            let mut work = state.begin(plan, shared.now());
+            // A failure has already been reported.
+            let _ = commit::perform(&shared, &mut work).await;
+        }));
+    }
+}

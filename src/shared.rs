@@ -1,0 +1,215 @@
+//! What all requests through one layer share.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use http::HeaderValue;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Policy, SessionConfig};
+use crate::cookie::CookieTemplate;
+use crate::error::{ConfigError, StoreError, StoreErrorKind};
+use crate::id::{SessionId, SessionKey};
+use crate::payload::{Head, Meta, Payload};
+use crate::queue::Queues;
+use crate::signing::{Signer, SigningKeys};
+use crate::state;
+use crate::store::{AnyStore, Record, SessionStore};
+
+type Now = dyn Fn() -> SystemTime + Send + Sync;
+
+/// The layer without its type parameters.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) store: AnyStore,
+    pub(crate) policy: Policy,
+    pub(crate) signer: Signer,
+    pub(crate) cookie: CookieTemplate,
+    pub(crate) queues: Arc<Queues>,
+    pub(crate) background: TaskTracker,
+    pub(crate) clock: Option<Arc<Now>>,
+}
+
+/// What stands under a key.
+pub(crate) enum Found {
+    Absent,
+    Ended {
+        successor: Option<SessionKey>,
+    },
+    Live {
+        record: Record,
+        meta: Meta,
+        payload: Payload,
+    },
+}
+
+impl Shared {
+    pub(crate) fn new(
+        store: impl SessionStore,
+        keys: &SigningKeys,
+        config: SessionConfig,
+    ) -> Result<Self, ConfigError> {
+        let (policy, cookie) = config.validate(store.limits())?;
+        Ok(Self {
+            store: AnyStore::new(store),
+            policy,
+            signer: Signer::new(keys, &cookie.name),
+            cookie: CookieTemplate::new(&cookie),
+            queues: Arc::default(),
+            background: TaskTracker::new(),
+            clock: None,
+        })
+    }
+
+    /// Milliseconds since 1970.
+    pub(crate) fn now(&self) -> u64 {
+        let now = self
+            .clock
+            .as_ref()
+            .map_or_else(SystemTime::now, |clock| clock());
+        let since = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Reads what stands under `key`. What cannot be read, and what is older than allowed, counts as
+    /// absent.
+    pub(crate) async fn load(&self, key: &SessionKey) -> Result<Found, StoreError> {
+        let loaded = within(self.policy.store_timeout, self.store.load(key)).await;
+        let record = match loaded {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                tracing::debug!(session.key = %key, "no such session");
+                return Ok(Found::Absent);
+            }
+            Err(error) if error.kind() == StoreErrorKind::Corrupt => {
+                tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
+                return Ok(Found::Absent);
+            }
+            Err(error) => {
+                tracing::error!(session.key = %key, %error, "session not loaded");
+                return Err(error);
+            }
+        };
+        match Payload::parse(record.payload().clone(), &self.policy.limits) {
+            Ok((Head::Live(meta), payload)) => {
+                if state::full_ttl(&self.policy, &meta, self.now()).is_none() {
+                    tracing::debug!(session.key = %key, "session past its absolute timeout ignored");
+                    return Ok(Found::Absent);
+                }
+                tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
+                Ok(Found::Live {
+                    record,
+                    meta,
+                    payload,
+                })
+            }
+            Ok((Head::Ended { successor }, _)) => {
+                tracing::debug!(session.key = %key, "session has ended");
+                Ok(Found::Ended { successor })
+            }
+            Err(malformed) => {
+                tracing::warn!(session.key = %key, reason = malformed.0, "unreadable session ignored");
+                Ok(Found::Absent)
+            }
+        }
+    }
+
+    /// The cookie that gives the browser `id`, for `ttl` if it is to keep it.
+    pub(crate) fn set_cookie(
+        &self,
+        id: &SessionId,
+        ttl: Duration,
+        permanent: bool,
+    ) -> Option<HeaderValue> {
+        let value = self.signer.sign(id, self.now())?;
+        let whole = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        self.cookie.set(&value, permanent.then_some(whole))
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("store", &self.store)
+            .field("policy", &self.policy)
+            .field("cookie", &self.cookie)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits for a store, but not for long. A store that answers at once costs no timer.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let mut answer = pin!(answer);
+    if let Poll::Ready(ready) =
+        std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await
+    {
+        return ready;
+    }
+    tokio::time::timeout(limit, answer)
+        .await
+        .unwrap_or_else(|_| {
+            Err(StoreError::new(
+                StoreErrorKind::Timeout,
+                format!("no answer within {limit:?}"),
+            ))
+        })
+}
+
+/// A future that goes on in a task of its own when it is dropped before it is done.
+pub(crate) struct Finish<T: Send + 'static> {
+    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    background: TaskTracker,
+    runtime: Option<Handle>,
+}
+
+impl<T: Send + 'static> Finish<T> {
+    pub(crate) fn new(
+        background: &TaskTracker,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Self {
+        Self {
+            future: Some(Box::pin(future)),
+            background: background.clone(),
+            // Kept, because it may be dropped where no runtime can be found.
+            runtime: Handle::try_current().ok(),
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for Finish<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        // Taken out while it runs: one that panics is not put back, and so not polled again.
+        let Some(mut future) = self.future.take() else {
+            return Poll::Pending;
+        };
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.future = Some(future);
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for Finish<T> {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take() {
+            let task = async move { drop(future.await) };
+            match self.runtime.take().or_else(|| Handle::try_current().ok()) {
+                Some(runtime) => drop(self.background.spawn_on(task, &runtime)),
+                None => tracing::error!("no runtime to finish a session commit in; it is given up"),
+            }
+        }
+    }
+}

@@ -1,0 +1,701 @@
+//! What a request knows of its session, and what is to be done about it: [`State::plan`]. No I/O, no
+//! clock.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config::{MAX_LIFETIME, Policy};
+use crate::edits::{self, Batch, Updater};
+use crate::error::{SessionError, SessionErrorKind};
+use crate::id::{Revision, SessionId, SessionKey};
+use crate::payload::{self, META_KEY, Meta, Payload};
+use crate::store::Record;
+
+/// Whose session it is.
+#[derive(Clone)]
+pub(crate) enum Identity {
+    /// No cookie, or one that means nothing (any more).
+    Anonymous,
+    /// The session of this key was ended, or goes on under another id that this request does not have.
+    Ended(SessionKey),
+    Stored(Stored),
+}
+
+/// A session that the store has.
+#[derive(Clone)]
+pub(crate) struct Stored {
+    /// `None` when it was looked up by its key; it can then get no cookie.
+    pub(crate) id: Option<SessionId>,
+    pub(crate) key: SessionKey,
+    pub(crate) record: Record,
+}
+
+/// A session to be ended, as far as it is known.
+#[derive(Clone)]
+pub(crate) struct Ending {
+    pub(crate) key: SessionKey,
+    pub(crate) seen: Option<Record>,
+}
+
+/// One attempt to write whose fate may be unknown.
+#[derive(Clone, Copy)]
+pub(crate) struct Attempt {
+    pub(crate) revision: Revision,
+    /// How many batches, from the first, it wrote.
+    pub(crate) batches: usize,
+    /// Whether the store failed to say what became of it.
+    pub(crate) ambiguous: bool,
+}
+
+/// What to do in the store. An end that was asked for comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreAction {
+    Nothing,
+    Create,
+    Update,
+    Touch,
+    Rotate,
+}
+
+/// What to do about the cookie, if the store plays along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CookieAction {
+    Keep,
+    Set,
+    Remove,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) end: bool,
+    pub(crate) store: StoreAction,
+    pub(crate) cookie: CookieAction,
+    /// Whether the store action makes no sense unless the browser learns of it.
+    pub(crate) needs_cookie: bool,
+}
+
+pub(crate) struct State {
+    identity: Identity,
+    /// What was loaded, or what the commit that is under way has written.
+    base: Payload,
+    meta: Meta,
+    /// Edits on top of `base`. Only the last may still grow, and only if no attempt has taken it along.
+    batches: Vec<Batch>,
+    attempts: Vec<Attempt>,
+    rotate: bool,
+    endings: Vec<Ending>,
+    /// Counts `flush`, so that a commit notices one that came while it ran.
+    flushes: u32,
+    /// The request came with a cookie of our name, valid or not.
+    carried_cookie: bool,
+    touch_due: bool,
+    cookie_due: bool,
+    /// The browser is still to be told of a session that was stored, ...
+    owes_cookie: bool,
+    /// ... or of one that was ended.
+    owes_removal: bool,
+    /// Keys and bytes of the data, edits included.
+    count: usize,
+    size: usize,
+}
+
+/// What loading has found out, besides the data.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen {
+    pub(crate) carried_cookie: bool,
+    pub(crate) touch_due: bool,
+    pub(crate) cookie_due: bool,
+}
+
+impl State {
+    pub(crate) fn new(identity: Identity, base: Payload, meta: Meta, seen: Seen) -> Self {
+        let mut state = Self {
+            identity,
+            base,
+            meta,
+            batches: Vec::new(),
+            attempts: Vec::new(),
+            rotate: false,
+            endings: Vec::new(),
+            flushes: 0,
+            carried_cookie: seen.carried_cookie,
+            touch_due: seen.touch_due,
+            cookie_due: seen.cookie_due,
+            owes_cookie: false,
+            owes_removal: false,
+            count: 0,
+            size: 0,
+        };
+        state.measure();
+        state
+    }
+
+    /// A session without data, and without a record.
+    pub(crate) fn without_record(
+        policy: &Policy,
+        identity: Identity,
+        carried_cookie: bool,
+    ) -> Self {
+        let seen = Seen {
+            carried_cookie,
+            ..Seen::default()
+        };
+        Self::new(
+            identity,
+            Payload::empty(policy.format),
+            Meta::default(),
+            seen,
+        )
+    }
+
+    // What handlers see and do.
+
+    pub(crate) fn get(&self, key: &str) -> Option<Bytes> {
+        edits::look_up(&self.base, &self.batches, key)
+    }
+
+    pub(crate) fn format(&self) -> payload::Format {
+        self.base.format()
+    }
+
+    pub(crate) fn entries(&self) -> Vec<(&str, &[u8])> {
+        edits::entries(&self.base, &self.batches)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn created(&self) -> Option<u64> {
+        match self.identity {
+            Identity::Stored(_) => self.meta.created,
+            Identity::Anonymous | Identity::Ended(_) => None,
+        }
+    }
+
+    /// Whether a commit would have something to do beyond renewing what is there.
+    pub(crate) fn is_modified(&self) -> bool {
+        !self.endings.is_empty() || self.owes_removal || self.rotate || self.has_edits()
+    }
+
+    pub(crate) fn set(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        policy: &Policy,
+    ) -> Result<(), SessionError> {
+        let before = self.get(key);
+        if before.as_ref() == Some(&value) && self.is_as_stored(key) {
+            return Ok(());
+        }
+        self.make_room(key, before.as_ref(), &value, policy)?;
+        let format = self.format();
+        if self.comes_to_nothing(key, Some(&value)) {
+            self.pending().forget(key);
+        } else {
+            self.pending().set(key, value, format);
+        }
+        Ok(())
+    }
+
+    /// Records an update whose outcome on `before` is `value`. Gives the updater back if the key no
+    /// longer holds `before`.
+    pub(crate) fn update(
+        &mut self,
+        key: &str,
+        before: Option<&Bytes>,
+        updater: Updater,
+        value: Bytes,
+        policy: &Policy,
+    ) -> Result<Option<Updater>, SessionError> {
+        let now = self.get(key);
+        if now.as_ref() != before {
+            return Ok(Some(updater));
+        }
+        self.make_room(key, before, &value, policy)?;
+        let format = self.format();
+        self.pending().update(key, updater, value, format);
+        Ok(None)
+    }
+
+    pub(crate) fn remove(&mut self, key: &str) -> Option<Bytes> {
+        let before = self.get(key)?;
+        self.count -= 1;
+        self.size -= key.len() + before.len();
+        if self.comes_to_nothing(key, None) {
+            self.pending().forget(key);
+        } else {
+            self.pending().remove(key);
+        }
+        Some(before)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.pending().clear();
+        self.measure();
+    }
+
+    pub(crate) fn set_lifetime(&mut self, lifetime: Option<u64>) {
+        self.pending().set_lifetime(lifetime);
+    }
+
+    pub(crate) fn set_permanent(&mut self, permanent: bool) {
+        self.pending().set_permanent(permanent);
+    }
+
+    pub(crate) fn cycle_id(&mut self) {
+        self.rotate = true;
+    }
+
+    /// From here on the request has a new session without data; the old one is to be ended.
+    pub(crate) fn flush(&mut self, policy: &Policy) {
+        match std::mem::replace(&mut self.identity, Identity::Anonymous) {
+            Identity::Anonymous => {}
+            Identity::Ended(key) => self.endings.push(Ending { key, seen: None }),
+            Identity::Stored(stored) => {
+                self.owes_removal |= stored.id.is_some();
+                self.endings.push(Ending {
+                    key: stored.key,
+                    seen: Some(stored.record),
+                });
+            }
+        }
+        self.owes_removal |= self.carried_cookie;
+        self.flushes += 1;
+        self.forget_data(policy);
+    }
+
+    fn forget_data(&mut self, policy: &Policy) {
+        self.base = Payload::empty(policy.format);
+        self.meta = Meta::default();
+        self.batches.clear();
+        self.attempts.clear();
+        self.rotate = false;
+        self.touch_due = false;
+        self.cookie_due = false;
+        self.owes_cookie = false;
+        self.measure();
+    }
+
+    fn pending(&mut self) -> &mut Batch {
+        let taken = self
+            .attempts
+            .iter()
+            .map(|attempt| attempt.batches)
+            .max()
+            .unwrap_or(0);
+        if self.batches.len() <= taken {
+            self.batches.push(Batch::default());
+        }
+        let last = self.batches.len() - 1;
+        &mut self.batches[last]
+    }
+
+    fn is_as_stored(&self, key: &str) -> bool {
+        self.attempts.is_empty()
+            && self
+                .batches
+                .iter()
+                .all(|batch| matches!(batch.get(key), edits::Said::Nothing))
+    }
+
+    /// Whether giving `key` this value leaves the session as the store has it. Never so while the
+    /// fate of an earlier write is unknown.
+    fn comes_to_nothing(&self, key: &str, value: Option<&Bytes>) -> bool {
+        let stored = if self.batches.iter().any(Batch::is_clear) {
+            None
+        } else {
+            self.base.get(key)
+        };
+        self.attempts.is_empty() && stored == value.map(|value| &value[..])
+    }
+
+    fn make_room(
+        &mut self,
+        key: &str,
+        before: Option<&Bytes>,
+        value: &Bytes,
+        policy: &Policy,
+    ) -> Result<(), SessionError> {
+        let refuse = |message| Err(SessionError::new(SessionErrorKind::Encode, message));
+        if key == META_KEY {
+            return refuse(format!("the key {META_KEY:?} is reserved"));
+        }
+        let (old_count, old_size) = before.map_or((0, 0), |before| (1, key.len() + before.len()));
+        let count = self.count - old_count + 1;
+        let size = self.size - old_size + key.len() + value.len();
+        if count > policy.limits.keys {
+            return refuse(format!("a session has at most {} keys", policy.limits.keys));
+        }
+        let bound = payload::size_bound(count, size);
+        if bound > policy.limits.bytes {
+            return refuse(format!(
+                "the session would take {bound} bytes; at most {} are allowed",
+                policy.limits.bytes
+            ));
+        }
+        (self.count, self.size) = (count, size);
+        Ok(())
+    }
+
+    fn measure(&mut self) {
+        let entries = edits::entries(&self.base, &self.batches);
+        let size = entries
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        (self.count, self.size) = (entries.len(), size);
+    }
+
+    fn has_edits(&self) -> bool {
+        !self.attempts.is_empty()
+            || match self.identity {
+                Identity::Stored(_) => self
+                    .batches
+                    .iter()
+                    .any(|batch| batch.changes(&self.base, &self.meta)),
+                Identity::Anonymous | Identity::Ended(_) => self.count > 0,
+            }
+    }
+
+    // What becomes of it.
+
+    /// Decides what is to be done; `edits` is whether this response's edits count.
+    pub(crate) fn plan(&self, edits: bool) -> Plan {
+        let edited = edits && self.has_edits();
+        let rotate = edits && self.rotate;
+        let (store, needs_cookie) = match &self.identity {
+            Identity::Stored(_) if rotate => (StoreAction::Rotate, true),
+            Identity::Stored(_) if edited => (
+                StoreAction::Update,
+                self.batches
+                    .iter()
+                    .any(|batch| batch.changes_cookie(&self.meta)),
+            ),
+            Identity::Stored(_) if self.touch_due => (StoreAction::Touch, false),
+            Identity::Anonymous if edited => (StoreAction::Create, true),
+            // Whoever logs in may do so even with the cookie of a session that has just ended; other
+            // edits were meant for data that this request has no right to.
+            Identity::Ended(_) if edited && rotate => (StoreAction::Create, true),
+            Identity::Stored(_) | Identity::Anonymous | Identity::Ended(_) => {
+                (StoreAction::Nothing, false)
+            }
+        };
+        let due = self.cookie_due && matches!(self.identity, Identity::Stored(_));
+        let cookie = if needs_cookie || due || self.owes_cookie {
+            CookieAction::Set
+        } else if self.owes_removal {
+            CookieAction::Remove
+        } else {
+            CookieAction::Keep
+        };
+        Plan {
+            end: !self.endings.is_empty(),
+            store,
+            cookie,
+            needs_cookie,
+        }
+    }
+
+    /// Hands out everything that the plan needs. Until [`State::settle`], the session reads as if it
+    /// had been carried out.
+    pub(crate) fn begin(&mut self, plan: Plan, now: u64) -> Work {
+        let writes = !matches!(plan.store, StoreAction::Nothing | StoreAction::Touch);
+        let mut work = Work {
+            plan,
+            endings: std::mem::take(&mut self.endings),
+            stored: match &self.identity {
+                Identity::Stored(stored) => Some(stored.clone()),
+                Identity::Anonymous | Identity::Ended(_) => None,
+            },
+            base: self.base.clone(),
+            meta: self.meta,
+            batches: Vec::new(),
+            attempts: Vec::new(),
+            rotate: false,
+            payload: None,
+            flushes: self.flushes,
+        };
+        if writes {
+            work.batches = std::mem::take(&mut self.batches);
+            work.attempts = std::mem::take(&mut self.attempts);
+            work.rotate = std::mem::take(&mut self.rotate);
+            let (meta, payload) = work.encode(now);
+            self.base = payload.clone();
+            self.meta = meta;
+            work.payload = Some((meta, payload));
+        }
+        work
+    }
+
+    /// Takes note of what became of `work`. Answers whether edits have come meanwhile that are to be
+    /// done again on other data than they were made on: see [`State::take_batches`].
+    pub(crate) fn settle(&mut self, work: Work, outcome: Outcome, policy: &Policy) -> bool {
+        let flushed = self.flushes != work.flushes;
+        match outcome {
+            Outcome::Stored { stored, replayed } => {
+                let (meta, payload) = work.payload.unwrap_or((work.meta, work.base));
+                if flushed {
+                    // What was just stored is what the flush was about.
+                    self.endings.push(Ending {
+                        key: stored.key,
+                        seen: Some(stored.record),
+                    });
+                    return false;
+                }
+                self.owes_cookie |= work.plan.cookie == CookieAction::Set;
+                self.owes_removal &= !self.owes_cookie;
+                self.touch_due = false;
+                self.identity = Identity::Stored(stored);
+                self.meta = meta;
+                self.base = payload;
+                self.measure();
+                replayed && !self.batches.is_empty()
+            }
+            Outcome::Ended(key) => {
+                if !flushed {
+                    self.identity = Identity::Ended(key);
+                    self.forget_data(policy);
+                }
+                false
+            }
+            Outcome::Nothing => {
+                if !flushed && work.plan.cookie == CookieAction::Set {
+                    self.owes_cookie |= matches!(self.identity, Identity::Stored(_));
+                }
+                false
+            }
+            Outcome::Failed => {
+                self.endings.extend(work.endings);
+                if flushed || work.payload.is_none() {
+                    return false;
+                }
+                if let Some(stored) = work.stored {
+                    self.identity = Identity::Stored(stored);
+                }
+                self.base = work.base;
+                self.meta = work.meta;
+                let later = std::mem::replace(&mut self.batches, work.batches);
+                self.batches.extend(later);
+                self.attempts = work.attempts;
+                self.rotate |= work.rotate;
+                self.measure();
+                false
+            }
+        }
+    }
+
+    pub(crate) fn take_batches(&mut self) -> (Payload, Vec<Batch>) {
+        (self.base.clone(), std::mem::take(&mut self.batches))
+    }
+
+    /// Puts batches back that were taken and replayed. Answers whether more have come meanwhile.
+    pub(crate) fn return_batches(&mut self, mut batches: Vec<Batch>) -> bool {
+        let more = !self.batches.is_empty();
+        batches.append(&mut self.batches);
+        self.batches = batches;
+        self.measure();
+        more
+    }
+
+    /// Drops what the response does not store, and says whether that was anything.
+    pub(crate) fn drop_edits(&mut self) -> bool {
+        let dropped = self.has_edits() || self.rotate;
+        self.batches.clear();
+        self.attempts.clear();
+        self.rotate = false;
+        self.measure();
+        dropped
+    }
+
+    pub(crate) fn take_endings(&mut self) -> Vec<Ending> {
+        std::mem::take(&mut self.endings)
+    }
+
+    pub(crate) fn end_also(&mut self, endings: Vec<Ending>) {
+        self.endings.extend(endings);
+    }
+
+    /// Takes note that the response has told the browser.
+    pub(crate) fn cookie_sent(&mut self) {
+        self.owes_cookie = false;
+        self.owes_removal = false;
+        self.cookie_due = false;
+    }
+
+    /// Takes note that a plan without any work in the store is carried out.
+    pub(crate) fn accept(&mut self, plan: Plan) {
+        self.owes_cookie |= plan.cookie == CookieAction::Set;
+    }
+
+    /// What the response tells the browser.
+    pub(crate) fn cookie(&self) -> CookieAction {
+        match &self.identity {
+            Identity::Stored(stored) if self.owes_cookie && stored.id.is_some() => {
+                CookieAction::Set
+            }
+            _ if self.owes_removal => CookieAction::Remove,
+            Identity::Stored(_) | Identity::Anonymous | Identity::Ended(_) => CookieAction::Keep,
+        }
+    }
+
+    /// Whether the browser is to keep the cookie when it closes.
+    pub(crate) fn is_permanent(&self, policy: &Policy) -> bool {
+        self.meta.permanent.unwrap_or(policy.permanent)
+    }
+}
+
+/// One commit: what it is to do, and the edits it takes along.
+pub(crate) struct Work {
+    pub(crate) plan: Plan,
+    pub(crate) endings: Vec<Ending>,
+    pub(crate) stored: Option<Stored>,
+    base: Payload,
+    meta: Meta,
+    batches: Vec<Batch>,
+    attempts: Vec<Attempt>,
+    rotate: bool,
+    payload: Option<(Meta, Payload)>,
+    flushes: u32,
+}
+
+/// What became of a commit.
+pub(crate) enum Outcome {
+    /// The store has it. `replayed`: on other data than the request had seen.
+    Stored { stored: Stored, replayed: bool },
+    /// The session of this key has ended; the edits are gone.
+    Ended(SessionKey),
+    /// There was nothing to store.
+    Nothing,
+    /// Not stored, as far as is known. The edits are still to be made.
+    Failed,
+}
+
+/// What a record, read again after a conflict, means for the edits.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Reread {
+    /// It is what this commit wrote, all of it.
+    Landed,
+    /// Edits have been laid over it; write again.
+    Replayed,
+    /// It is another generation's.
+    OtherGeneration,
+    /// An earlier write of this request may be in it or not; nobody can know.
+    Unknown,
+}
+
+impl Work {
+    /// What is to be written, and for how long.
+    pub(crate) fn payload(&self) -> (&Meta, &Payload) {
+        match &self.payload {
+            Some((meta, payload)) => (meta, payload),
+            None => (&self.meta, &self.base),
+        }
+    }
+
+    /// Notes that everything is about to be written under `revision`.
+    pub(crate) fn attempt(&mut self, revision: Revision) {
+        self.attempts.push(Attempt {
+            revision,
+            batches: self.batches.len(),
+            ambiguous: false,
+        });
+    }
+
+    /// Notes that the last attempt may or may not have arrived.
+    pub(crate) fn attempt_is_ambiguous(&mut self) {
+        if let Some(last) = self.attempts.last_mut() {
+            last.ambiguous = true;
+        }
+    }
+
+    /// Looks at the record that is there after a conflict, and makes the edits ready to be written on
+    /// top of it. Calls the closures that were given to `update`.
+    pub(crate) fn reread(
+        &mut self,
+        revision: Revision,
+        meta: Meta,
+        payload: Payload,
+        policy: &Policy,
+        now: u64,
+    ) -> Result<Reread, SessionError> {
+        let seen = self.stored.as_ref().map(|stored| stored.record.revision());
+        match self
+            .attempts
+            .iter()
+            .rev()
+            .find(|attempt| attempt.revision == revision)
+        {
+            Some(landed) => {
+                self.batches.drain(..landed.batches);
+                self.attempts.clear();
+                if self.batches.is_empty() && !self.rotate {
+                    self.payload = Some((meta, payload));
+                    return Ok(Reread::Landed);
+                }
+            }
+            None if seen == Some(revision) => {}
+            None if self.attempts.iter().any(|attempt| attempt.ambiguous) => {
+                return Ok(Reread::Unknown);
+            }
+            None if meta.generation != self.meta.generation => return Ok(Reread::OtherGeneration),
+            None => self.attempts.clear(),
+        }
+        edits::replay(&payload, &mut self.batches)?;
+        self.base = payload;
+        self.meta = meta;
+        let encoded = self.encode(now);
+        if encoded.1.bytes().len() > policy.limits.bytes || encoded.1.len() > policy.limits.keys {
+            return Err(SessionError::new(
+                SessionErrorKind::Encode,
+                "the session, with what other requests have added, is larger than allowed",
+            ));
+        }
+        self.payload = Some(encoded);
+        Ok(Reread::Replayed)
+    }
+
+    /// The batches laid over what was read. A session that begins, or begins anew under another id,
+    /// counts its age from `now`.
+    fn encode(&self, now: u64) -> (Meta, Payload) {
+        let mut meta = self.meta;
+        for batch in &self.batches {
+            batch.apply_to_meta(&mut meta);
+        }
+        if self.rotate || self.stored.is_none() {
+            meta.created = Some(now);
+            meta.generation = 0;
+        }
+        meta.created.get_or_insert(now);
+        let entries = edits::entries(&self.base, &self.batches);
+        let payload = Payload::encode(self.base.format(), &meta, entries.iter().copied());
+        (meta, payload)
+    }
+}
+
+/// How long a session is to live from `now` on: its idle lifetime, cut short by the absolute one.
+/// `None` if that is over.
+pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duration> {
+    let idle = meta
+        .lifetime
+        .map_or(policy.idle, Duration::from_millis)
+        .min(MAX_LIFETIME);
+    let ttl = match policy.absolute {
+        None => idle,
+        Some(absolute) => {
+            let age = Duration::from_millis(now.saturating_sub(meta.created.unwrap_or(now)));
+            idle.min(absolute.checked_sub(age)?)
+        }
+    };
+    (!ttl.is_zero()).then_some(ttl)
+}
+
+/// Whether so much of `full` has passed that it is to be renewed.
+pub(crate) fn is_due(policy: &Policy, full: Duration, passed: Duration) -> bool {
+    policy.refresh_share == 0.0 || passed > full.mul_f64(policy.refresh_share)
+}
