@@ -175,6 +175,21 @@ impl Broken {
         seen.revision() == row.revision
     }
 
+    fn overdue(&self, rows: &Rows, limit: NonZeroUsize) -> Vec<(u8, SessionKey)> {
+        let all = self.is(Fault::PurgeCrossesNamespaces);
+        let live = self.is(Fault::PurgeTakesLive);
+        let most = if self.is(Fault::PurgeIgnoresLimit) {
+            usize::MAX
+        } else {
+            limit.get()
+        };
+        rows.iter()
+            .filter(|(name, row)| (all || name.0 == self.namespace) && (live || !self.alive(row)))
+            .map(|(name, _)| *name)
+            .take(most)
+            .collect()
+    }
+
     async fn lock_that_leaks(&self) {
         while std::mem::replace(&mut *self.flag.lock().unwrap(), true) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -423,25 +438,15 @@ impl SessionStore for Broken {
         if self.is(Fault::PurgeDoesNothing) {
             return Ok(0);
         }
-        let all = self.is(Fault::PurgeCrossesNamespaces);
-        let live = self.is(Fault::PurgeTakesLive);
-        let mut names: Vec<_> = self
-            .rows()
-            .iter()
-            .filter(|(name, row)| {
-                (all || name.0 == self.namespace) && (live || row.expires <= Instant::now())
-            })
-            .map(|(name, _)| *name)
-            .collect();
-        if !self.is(Fault::PurgeIgnoresLimit) {
-            names.truncate(limit.get());
-        }
-        if self.is(Fault::PurgeIsStale) {
+        let stale = self
+            .is(Fault::PurgeIsStale)
+            .then(|| self.overdue(&self.rows(), limit));
+        if stale.is_some() {
             yield_now().await;
         }
-        for name in &names {
-            self.rows().remove(name);
-        }
+        let mut rows = self.rows();
+        let names = stale.unwrap_or_else(|| self.overdue(&rows, limit));
+        rows.retain(|name, _| !names.contains(name));
         let more = u64::from(self.is(Fault::PurgeCountsWrong) && !names.is_empty());
         Ok(names.len() as u64 + more)
     }
