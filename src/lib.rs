@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod commit;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod config;
 mod cookie;
 mod edits;

@@ -1,6 +1,10 @@
 //! The store contract: what a [`SessionStore`] is asked to do, and what it answers.
 
 mod any;
+#[cfg(feature = "memory")]
+mod memory;
+#[cfg(feature = "null")]
+mod null;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -11,6 +15,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::any::AnyStore;
+#[cfg(feature = "memory")]
+pub use self::memory::MemoryStore;
+#[cfg(feature = "null")]
+pub use self::null::NullStore;
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
