@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod commit;
+mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-mod config;
 mod cookie;
 mod edits;
 mod error;
