@@ -1,6 +1,12 @@
 //! The store contract: what a [`SessionStore`] is asked to do, and what it answers.
 
 mod any;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod blocking;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod expiry;
+#[cfg(feature = "file")]
+mod file;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -11,6 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::any::AnyStore;
+#[cfg(feature = "file")]
+pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
