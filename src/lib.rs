@@ -1,6 +1,8 @@
 //! Server-side sessions for Axum and any Tower stack.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod id;
 pub mod store;
