@@ -7,6 +7,11 @@ mod blocking;
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod sweeper;
+#[cfg(feature = "sqlite")]
+mod table;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -19,6 +24,9 @@ use bytes::Bytes;
 pub use self::any::AnyStore;
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};
+pub use self::sweeper::{Sweeper, SweeperBuilder};
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
