@@ -257,11 +257,13 @@ pub(super) fn failed(doing: &'static str, error: rusqlite::Error) -> StoreError 
             | ErrorCode::PermissionDenied
             | ErrorCode::SystemIoFailure,
         ) => (StoreErrorKind::Unavailable, doing),
-        Some(ErrorCode::Unknown) if says(&error, "no such table") => (
+        Some(ErrorCode::Unknown) | None if says(&error, "no such table") => (
             StoreErrorKind::Config,
             "there is no table for sessions: call `migrate`, or run the text of `schema`",
         ),
-        Some(ErrorCode::Unknown) if says(&error, "no such column") || says(&error, "no column") => {
+        Some(ErrorCode::Unknown) | None
+            if says(&error, "no such column") || says(&error, "ON CONFLICT clause") =>
+        {
             (
                 StoreErrorKind::Config,
                 "the table for sessions is not the one of `schema`",
