@@ -1,8 +1,12 @@
 //! `delete_expired`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::sync::Barrier;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::sleep;
 
 use super::{
     Fixture, LONG, Purge, SHORT, assert_same, create, load, load_live, new_key, nonzero, outlive,
@@ -95,7 +99,7 @@ pub async fn purging_respects_its_limit<F: Fixture>(fixture: &F) {
 pub async fn purging_spares_what_was_created_again<F: Fixture>(fixture: &F) {
     let store = fixture.store();
     let keys: Vec<_> = (0..32).map(|_| new_key()).collect();
-    for _ in 0..2 {
+    for _ in 0..3 {
         for key in &keys {
             create(&store, key, b"brief", SHORT).await;
         }
@@ -103,21 +107,27 @@ pub async fn purging_spares_what_was_created_again<F: Fixture>(fixture: &F) {
         if let Purge::OnDemand { margin } = fixture.purge() {
             sleep(margin).await;
         }
-        let purging = tokio::spawn({
-            let store = store.clone();
-            async move {
-                let end = Instant::now() + Duration::from_millis(300);
-                while Instant::now() < end {
-                    purge(&store, 3).await;
-                    tokio::task::yield_now().await;
+        let start = Arc::new(Barrier::new(3));
+        let done = Arc::new(AtomicBool::new(false));
+        let mut purging = JoinSet::new();
+        for limit in [3, 100] {
+            let (store, start, done) = (store.clone(), Arc::clone(&start), Arc::clone(&done));
+            purging.spawn(async move {
+                start.wait().await;
+                while !done.load(Ordering::Relaxed) {
+                    purge(&store, limit).await;
+                    yield_now().await;
                 }
-            }
-        });
+            });
+        }
         let mut made = Vec::new();
+        start.wait().await;
         for key in &keys {
             made.push(create(&store, key, b"again", LONG).await);
+            yield_now().await;
         }
-        purging.await.expect("the purge panicked");
+        done.store(true, Ordering::Relaxed);
+        purging.join_all().await;
         for (key, made) in keys.iter().zip(&made) {
             assert_same(&load_live(&store, key).await, made);
             store.delete(key).await.expect("delete");

@@ -7,6 +7,10 @@ mod blocking;
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "memory")]
+mod memory;
+#[cfg(feature = "null")]
+mod null;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod sweeper;
@@ -24,6 +28,10 @@ use bytes::Bytes;
 pub use self::any::AnyStore;
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(feature = "memory")]
+pub use self::memory::MemoryStore;
+#[cfg(feature = "null")]
+pub use self::null::NullStore;
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use self::sweeper::{Sweeper, SweeperBuilder};
