@@ -198,6 +198,15 @@ async fn a_pipe_or_a_directory_in_a_records_place_does_not_hang() {
         .unwrap();
     assert!(made.success());
     fs::create_dir(record_path(&path, 1)).unwrap();
+    // Should the store wait at the pipe after all, this lets it go, so that the test can end.
+    let outside = tempfile::tempdir().unwrap();
+    let pipe = outside.path().join("pipe");
+    fs::hard_link(record_path(&path, 0), &pipe).unwrap();
+    std::thread::spawn(move || {
+        let _outside = outside;
+        std::thread::sleep(Duration::from_secs(7));
+        fs::File::options().read(true).write(true).open(pipe)
+    });
     for number in [0, 1] {
         let answer = tokio::time::timeout(Duration::from_secs(5), store.load(&key(number))).await;
         assert_eq!(kind(answer.expect("it hangs")), StoreErrorKind::Corrupt);
@@ -309,6 +318,23 @@ async fn a_sweep_in_batches_takes_everything() {
     for number in (1..50).step_by(2) {
         get(&store, number).await;
     }
+}
+
+#[tokio::test]
+async fn a_sweep_finds_what_expired_behind_the_last_batch() {
+    let (store, _path, _scratch) = opened().await;
+    let brief = NewRecord::new(Revision::generate(), b"", Duration::from_millis(1));
+    for number in 0..40 {
+        store.create(&key(number), &brief).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let first = store.delete_expired(NonZeroUsize::new(20).unwrap());
+    assert_eq!(first.await.unwrap(), 20);
+    for number in 40..80 {
+        store.create(&key(number), &brief).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(sweep(&store).await, 60);
 }
 
 #[tokio::test]

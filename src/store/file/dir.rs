@@ -472,3 +472,62 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::Draft;
+    use super::*;
+
+    fn key() -> SessionKey {
+        "k".repeat(SessionKey::LEN).parse().unwrap()
+    }
+
+    fn opened() -> (Dir, tempfile::TempDir) {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = Dir::open(&scratch.path().join("sessions"), 1000).unwrap();
+        (dir, scratch)
+    }
+
+    fn put(dir: &Dir, expiry: i64) {
+        let contents = Draft::new(Revision::generate(), b"payload").seal(&key(), expiry);
+        dir.write(&key(), &contents, false).unwrap();
+    }
+
+    #[test]
+    fn a_record_renewed_since_it_was_listed_is_not_purged() {
+        let (dir, _scratch) = opened();
+        put(&dir, 50);
+        let entry = dir
+            .entries()
+            .unwrap()
+            .map(Result::unwrap)
+            .find(|entry| key_of(entry).is_some())
+            .unwrap();
+        assert!(matches!(dir.sweep(&entry, 50), Ok(Swept::Candidate(_))));
+        put(&dir, 51);
+        assert_eq!(dir.purge(&key(), 50).unwrap(), Purged::Nothing);
+        assert!(matches!(dir.find(&key()), Ok(Found::Record(..))));
+        assert_eq!(dir.purge(&key(), 51).unwrap(), Purged::Record);
+        assert_eq!(dir.purge(&key(), 51).unwrap(), Purged::Nothing);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_on_a_removed_file_is_told_from_one_that_counts() {
+        let (dir, _scratch) = opened();
+        let lock = dir.lock(7, Instant::now()).unwrap();
+        assert!(is_linked(&lock.0).unwrap());
+        fs::remove_file(dir.root.join(LOCKS).join("07")).unwrap();
+        assert!(!is_linked(&lock.0).unwrap());
+    }
+
+    #[test]
+    fn a_lock_that_was_dropped_can_be_taken_at_once() {
+        let (dir, _scratch) = opened();
+        let lock = dir.lock(7, Instant::now()).unwrap();
+        let refused = dir.lock(7, Instant::now()).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), StoreErrorKind::Timeout);
+        drop(lock);
+        assert!(dir.lock(7, Instant::now()).is_ok());
+    }
+}
