@@ -331,8 +331,10 @@ impl Commit<'_> {
         new: &mut Stored,
         replayed: &mut bool,
     ) -> Result<Buried, (SessionError, bool)> {
-        let certain = |error| (error, false);
+        let mut failed_before = false;
         loop {
+            let ambiguous = failed_before;
+            let certain = |error| (error, ambiguous);
             self.time_left().map_err(certain)?;
             let revision = Revision::generate();
             match self
@@ -342,15 +344,11 @@ impl Commit<'_> {
                 Ok(UpdateOutcome::Updated(_)) => return Ok(Buried::Yes),
                 Ok(UpdateOutcome::Gone) => return Ok(Buried::TooLate),
                 Ok(UpdateOutcome::Conflict) => {}
-                Err(error) => {
-                    return match self.read(&old.key).await {
-                        Ok(Found::Ended { successor }) if successor == Some(new.key) => {
-                            Ok(Buried::Yes)
-                        }
-                        Ok(Found::Ended { .. } | Found::Absent) => Ok(Buried::TooLate),
-                        Ok(Found::Live { .. }) | Err(_) => Err((error, true)),
-                    };
-                }
+                // It may still arrive; a second tombstone beside it would say the same, and one of
+                // the two at most gets in. Left alone, a logout that sees the old record only would
+                // miss the new one.
+                Err(_) if !failed_before => failed_before = true,
+                Err(error) => return Err((error, true)),
             }
             self.queue(&old.key).await.map_err(certain)?;
             let found = self.read(&old.key).await.map_err(certain)?;
@@ -363,6 +361,10 @@ impl Commit<'_> {
                 Found::Ended { successor } if successor == Some(new.key) => return Ok(Buried::Yes),
                 Found::Ended { .. } | Found::Absent => return Ok(Buried::TooLate),
             };
+            if record.revision() == old.record.revision() {
+                old.record = record;
+                continue;
+            }
             let now = self.shared.now();
             match work
                 .reread(record.revision(), meta, payload, &self.shared.policy, now)

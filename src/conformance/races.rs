@@ -92,6 +92,8 @@ async fn increment<S: SessionStore>(store: &S, key: &SessionKey) {
         let seen = load_live(store, key).await;
         let payload = seen.payload()[..].try_into().expect("eight bytes");
         let next = (u64::from_le_bytes(payload) + 1).to_le_bytes();
+        // Lets others in between, also on a store that never waits.
+        yield_now().await;
         match try_update(store, key, &seen, &next, LONG).await.0 {
             UpdateOutcome::Updated(_) => return,
             UpdateOutcome::Conflict => yield_now().await,

@@ -1,10 +1,21 @@
 //! The store contract: what a [`SessionStore`] is asked to do, and what it answers.
 
 mod any;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod blocking;
+#[cfg(any(feature = "file", feature = "sqlite"))]
+mod expiry;
+#[cfg(feature = "file")]
+mod file;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "null")]
 mod null;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod sweeper;
+#[cfg(feature = "sqlite")]
+mod table;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -15,10 +26,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use self::any::AnyStore;
+#[cfg(feature = "file")]
+pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+#[cfg(feature = "sqlite")]
+pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};
+pub use self::sweeper::{Sweeper, SweeperBuilder};
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};

@@ -179,6 +179,56 @@ async fn a_large_record_finds_room_where_many_small_ones_have_expired() {
     create(&store, &key(), &vec![1; 900 << 10], HOUR).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_growing_record_finds_room_where_others_have_expired() {
+    let store = MemoryStore::new().with_max_bytes(1 << 20);
+    let growing = key();
+    let seen = create(&store, &growing, b"", 2 * HOUR).await;
+    for _ in 0..256 {
+        create(&store, &key(), &[1; 4096], HOUR).await;
+    }
+    tokio::time::advance(HOUR).await;
+    let large = vec![1; 900 << 10];
+    let outcome = store.update(&growing, &seen, &new(&large, HOUR)).await;
+    assert_eq!(outcome.unwrap(), UpdateOutcome::Updated(0));
+    assert!(store.payload_bytes() <= 1 << 20);
+    assert_consistent(&store);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_created_over_an_expired_one_is_counted_once() {
+    let store = MemoryStore::new();
+    let keys: Vec<_> = (0..1000).map(|_| key()).collect();
+    for key in &keys {
+        create(&store, key, &[1; 10], HOUR).await;
+    }
+    tokio::time::advance(HOUR).await;
+    for key in &keys {
+        create(&store, key, &[1; 7], HOUR).await;
+        assert_consistent(&store);
+    }
+    assert_eq!(store.len(), 1000);
+    assert_eq!(store.payload_bytes(), 7000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_whose_expiry_was_shortened_is_freed_then() {
+    let store = MemoryStore::new();
+    for n in 0..100 {
+        let key = key();
+        let seen = create(&store, &key, b"x", 1000 * HOUR).await;
+        if n % 2 == 0 {
+            store.touch(&key, &seen, HOUR).await.unwrap();
+        } else {
+            store.update(&key, &seen, &new(b"y", HOUR)).await.unwrap();
+        }
+    }
+    tokio::time::advance(HOUR).await;
+    let purged = store.delete_expired(NonZeroUsize::new(1000).unwrap()).await;
+    assert_eq!(purged.unwrap(), 100);
+    assert!(store.is_empty());
+}
+
 #[tokio::test]
 async fn the_largest_payload_is_the_smaller_of_two_bounds() {
     let store = MemoryStore::new();

@@ -1,0 +1,212 @@
+//! Many requests of one session at once, on every store that keeps something, within one process
+//! and from two: no update is lost, and rotations agree on one new id.
+
+mod support;
+#[path = "support/backends.rs"]
+mod backends;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::routing::get;
+use backends::{ALL, Backend};
+use session_layer::{AnyStore, Session, SessionConfig, SessionLayer};
+use support::{Browser, send};
+
+fn router(store: AnyStore) -> Router {
+    // A busy machine with unoptimised code is not what the deadline is about.
+    let minute = Duration::from_secs(60);
+    let config = SessionConfig::default().with_commit_timeout(minute).with_store_timeout(minute);
+    Router::new()
+        .route("/add", get(|session: Session| async move {
+            session.update("n", |n: Option<u64>| n.unwrap_or(0) + 1).map(drop)
+        }))
+        .route("/set/{key}", get(|session: Session, Path(key): Path<String>| async move {
+            session.insert(&key, &key)
+        }))
+        .route("/rotate/{key}", get(|session: Session, Path(key): Path<String>| async move {
+            session.cycle_id();
+            session.insert(&key, true)
+        }))
+        .route("/n", get(|session: Session| async move {
+            session.get::<u64>("n").map(|n| n.unwrap_or(0).to_string())
+        }))
+        .route("/keys", get(|session: Session| async move {
+            let mut keys = session.keys();
+            keys.sort();
+            keys.join(" ")
+        }))
+        .layer(SessionLayer::with_config(store, support::keys(), config).unwrap())
+        .with_state(())
+}
+
+async fn all_at_once(router: &Router, browser: &Browser, paths: impl Iterator<Item = String>) {
+    let requests: Vec<_> =
+        paths.map(|path| tokio::spawn(send(router, browser.request(&path)))).collect();
+    for request in requests {
+        let answer = request.await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.sets_no_cookie());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_requests_leave_two_hundred_keys() {
+    for backend in ALL {
+        let place = backend.new_place().await;
+        let router = router(place.store.clone());
+        let mut browser = Browser::default();
+        browser.get(&router, "/set/first").await;
+        all_at_once(&router, &browser, (0..200).map(|at| format!("/set/key{at}"))).await;
+        let keys = browser.get(&router, "/keys").await.body;
+        assert_eq!(keys.split(' ').count(), 201, "{backend:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_increments_are_a_thousand_more() {
+    for backend in ALL {
+        let place = backend.new_place().await;
+        let router = router(place.store.clone());
+        let mut browser = Browser::default();
+        browser.get(&router, "/add").await;
+        all_at_once(&router, &browser, (0..1000).map(|_| "/add".to_owned())).await;
+        assert_eq!(browser.get(&router, "/n").await.body, "1001", "{backend:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_rotations_one_hands_out_an_id() {
+    for backend in ALL {
+        let place = backend.new_place().await;
+        for _ in 0..20 {
+            let router = router(place.store.clone());
+            let mut browser = Browser::default();
+            browser.get(&router, "/set/first").await;
+            browser.get(&router, "/add").await;
+            let rotations: Vec<_> = (0..3)
+                .map(|at| tokio::spawn(send(&router, browser.request(&format!("/rotate/user{at}")))))
+                .collect();
+            let mut handed_out = Vec::new();
+            for rotation in rotations {
+                let answer = rotation.await.unwrap();
+                assert_eq!(answer.status, 200, "{backend:?}");
+                if !answer.sets_no_cookie() {
+                    handed_out.push(answer.set_value());
+                }
+            }
+            assert_eq!(handed_out.len(), 1, "{backend:?}");
+            assert_eq!(browser.get(&router, "/keys").await.body, "", "the old id is dead");
+            let keys = Browser::with_cookie(handed_out.remove(0)).get(&router, "/keys").await.body;
+            let keys: Vec<_> = keys.split(' ').collect();
+            assert_eq!(keys[..2], ["first", "n"], "{backend:?}: the data is whole");
+            assert_eq!(keys.len(), 3, "{backend:?}: the winner's own edit, and no loser's: {keys:?}");
+        }
+    }
+}
+
+// Two processes: the test starts its own program twice, with orders in the environment.
+
+const ORDERS: &str = "SESSION_LAYER_TEST_ORDERS";
+
+/// What a started process is to do: how many requests to which paths, on which store.
+struct Orders {
+    backend: Backend,
+    folder: PathBuf,
+    cookie: String,
+    from: usize,
+    count: usize,
+    path: String,
+}
+
+impl Orders {
+    fn from_env() -> Option<Self> {
+        let text = std::env::var(ORDERS).ok()?;
+        let mut parts = text.split('|');
+        let mut next = || parts.next().unwrap().to_owned();
+        Some(Self {
+            backend: if next() == "File" { Backend::File } else { Backend::Sqlite },
+            folder: next().into(),
+            cookie: next(),
+            from: next().parse().unwrap(),
+            count: next().parse().unwrap(),
+            path: next(),
+        })
+    }
+
+    fn start(&self, test: &str) -> Child {
+        let orders = format!(
+            "{:?}|{}|{}|{}|{}|{}",
+            self.backend,
+            self.folder.display(),
+            self.cookie,
+            self.from,
+            self.count,
+            self.path
+        );
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(ORDERS, orders)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    async fn carry_out(&self) {
+        let router = router(self.backend.open(&self.folder).await);
+        let browser = Browser::with_cookie(&self.cookie);
+        let paths = (self.from..self.from + self.count).map(|at| self.path.replace('#', &at.to_string()));
+        all_at_once(&router, &browser, paths).await;
+    }
+}
+
+/// Sends `count` requests each from two processes, and answers what a last one shows.
+async fn from_two_processes(test: &str, backend: Backend, count: usize, path: &str, show: &str) -> String {
+    let place = backend.new_place().await;
+    let router = router(place.store.clone());
+    let mut browser = Browser::default();
+    browser.get(&router, "/add").await;
+    let children: Vec<_> = (0..2)
+        .map(|at| {
+            let orders = Orders {
+                backend,
+                folder: place.path().to_owned(),
+                cookie: browser.cookie(),
+                from: at * count,
+                count,
+                path: path.to_owned(),
+            };
+            orders.start(test)
+        })
+        .collect();
+    for mut child in children {
+        let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+        assert!(status.success(), "{backend:?}: {status}");
+    }
+    browser.get(&router, show).await.body
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_leave_two_hundred_keys() {
+    if let Some(orders) = Orders::from_env() {
+        return orders.carry_out().await;
+    }
+    for backend in [Backend::File, Backend::Sqlite] {
+        let keys = from_two_processes("two_processes_leave_two_hundred_keys", backend, 100, "/set/key#", "/keys").await;
+        assert_eq!(keys.split(' ').count(), 201, "{backend:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_count_to_a_thousand() {
+    if let Some(orders) = Orders::from_env() {
+        return orders.carry_out().await;
+    }
+    for backend in [Backend::File, Backend::Sqlite] {
+        let n = from_two_processes("two_processes_count_to_a_thousand", backend, 500, "/add", "/n").await;
+        assert_eq!(n, "1001", "{backend:?}");
+    }
+}

@@ -1,0 +1,486 @@
+//! Requests that do not end the usual way: saves, panics, clients that hang up, work after the head.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use http::StatusCode;
+use session_layer::{LazySession, Session, SessionErrorKind, StoreErrorKind};
+use support::{App, Browser, Fault, Verb, app, send};
+use tokio::sync::Notify;
+
+use Verb::{Create, Load, Update};
+
+/// Where handlers leave their session for the test to go on with.
+type Kept = Arc<Mutex<Option<Session>>>;
+
+fn routes(kept: Kept, gate: Arc<Notify>) -> Router {
+    let wait = Arc::clone(&gate);
+    let stuck = Arc::clone(&gate);
+    Router::new()
+        .route(
+            "/add",
+            get(|session: Session| async move {
+                session
+                    .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
+                    .map(|n| n.to_string())
+            }),
+        )
+        .route(
+            "/read",
+            get(
+                |session: Session| async move { format!("{:?}", session.get::<u64>("n").unwrap()) },
+            ),
+        )
+        .route(
+            "/keep",
+            get(|session: Session| async move {
+                *kept.lock().unwrap() = Some(session);
+            }),
+        )
+        .route(
+            "/save-twice",
+            get(|session: Session| async move {
+                session.insert("a", 1).unwrap();
+                session.save().await.unwrap();
+                session.save().await.unwrap();
+                session.insert("b", 2).unwrap();
+            }),
+        )
+        .route(
+            "/save-anyway",
+            get(|session: Session| async move {
+                session
+                    .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
+                    .unwrap();
+                let saved = session.save().await;
+                session
+                    .update("n", |n: Option<u64>| n.unwrap_or(0) + 10)
+                    .unwrap();
+                format!("{:?}", saved.map_err(|error| error.kind()))
+            }),
+        )
+        .route(
+            "/save-rotation",
+            get(|session: Session| async move {
+                session.insert("user", "ada").unwrap();
+                session.cycle_id();
+                session.save().await.unwrap();
+                StatusCode::INTERNAL_SERVER_ERROR
+            }),
+        )
+        .route(
+            "/add-and-panic",
+            get(|session: Session| async move {
+                session.insert("n", 99).unwrap();
+                if session.len() > 0 {
+                    panic!("on purpose");
+                }
+            }),
+        )
+        .route(
+            "/logout-and-panic",
+            get(|session: Session| async move {
+                session.flush();
+                if session.is_empty() {
+                    panic!("on purpose");
+                }
+            }),
+        )
+        .route(
+            "/logout-and-wait",
+            get(|session: Session| async move {
+                session.flush();
+                wait.notified().await;
+            }),
+        )
+        .route(
+            "/lazy-logout-and-wait",
+            get(|session: LazySession| async move {
+                session.flush();
+                stuck.notified().await;
+            }),
+        )
+        .route(
+            "/add-and-wait",
+            get(|session: Session| async move {
+                session.insert("n", 99).unwrap();
+                gate.notified().await;
+            }),
+        )
+}
+
+struct Fixture {
+    app: App,
+    kept: Kept,
+}
+
+fn fixture() -> Fixture {
+    let kept = Kept::default();
+    let app = app(routes(Arc::clone(&kept), Arc::default()));
+    Fixture { app, kept }
+}
+
+impl Fixture {
+    async fn browser(&self) -> Browser {
+        let mut browser = Browser::default();
+        browser.get(&self.app.router, "/add").await;
+        self.app.store.calls();
+        browser
+    }
+
+    async fn until_called(&self, verb: Verb) {
+        while self.app.store.calls().last() != Some(&verb) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn take_kept(&self) -> Session {
+        self.kept.lock().unwrap().take().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_save_stores_at_once_and_only_what_is_new() {
+    let Fixture { app, .. } = fixture();
+    let mut browser = Browser::default();
+    let answer = browser.get(&app.router, "/save-twice").await;
+    assert_eq!(app.store.calls(), [Create, Update]);
+    answer.set_value();
+}
+
+#[tokio::test]
+async fn a_save_whose_answer_was_lost_counts_once() {
+    for (fault, n) in [
+        (Fault::FailAfter(StoreErrorKind::Timeout), 12),
+        (Fault::Fail(StoreErrorKind::Timeout), 12),
+    ] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        fixture.app.store.fault(Update, fault);
+        let answer = browser.get(&fixture.app.router, "/save-anyway").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.body, "Err(Store)");
+        assert_eq!(
+            browser.get(&fixture.app.router, "/read").await.body,
+            format!("Some({n})")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_lost_save_under_a_foreign_write_is_a_503_and_counts_at_most_once() {
+    for fault in [
+        Fault::FailAfter(StoreErrorKind::Timeout),
+        Fault::Fail(StoreErrorKind::Timeout),
+    ] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        let landed = matches!(fault, Fault::FailAfter(_));
+        fixture.app.store.fault(Update, fault);
+        let gate = Arc::new(Notify::new());
+        fixture
+            .app
+            .store
+            .fault(Update, Fault::Wait(Arc::clone(&gate)));
+        let slow = tokio::spawn(send(&fixture.app.router, browser.request("/save-anyway")));
+        loop {
+            // The save, and then the commit, which waits.
+            if fixture.app.store.records().is_empty() || !slow.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            if fixture
+                .app
+                .store
+                .calls()
+                .iter()
+                .filter(|verb| **verb == Update)
+                .count()
+                > 0
+            {
+                break;
+            }
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(
+            browser
+                .clone()
+                .get(&fixture.app.router, "/add")
+                .await
+                .status,
+            200
+        );
+        gate.notify_one();
+        assert_eq!(slow.await.unwrap().status, 503);
+        let n = if landed { "Some(3)" } else { "Some(2)" };
+        assert_eq!(
+            browser.clone().get(&fixture.app.router, "/read").await.body,
+            n
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_saved_rotation_stands_after_a_server_error() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let old = browser.clone();
+    let answer = browser.get(&fixture.app.router, "/save-rotation").await;
+    assert_eq!(answer.status, 500);
+    answer.set_value();
+    assert_eq!(
+        browser.get(&fixture.app.router, "/read").await.body,
+        "Some(1)"
+    );
+    assert_eq!(
+        old.clone().get(&fixture.app.router, "/read").await.body,
+        "None"
+    );
+}
+
+#[tokio::test]
+async fn a_panic_drops_edits_but_not_a_logout() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let panicked = tokio::spawn(send(&fixture.app.router, browser.request("/add-and-panic"))).await;
+    assert!(panicked.unwrap_err().is_panic());
+    fixture.app.layer.drain().await;
+    assert_eq!(fixture.app.store.calls(), [Load]);
+    assert_eq!(
+        browser.clone().get(&fixture.app.router, "/read").await.body,
+        "Some(1)"
+    );
+    let panicked = tokio::spawn(send(
+        &fixture.app.router,
+        browser.request("/logout-and-panic"),
+    ))
+    .await;
+    assert!(panicked.unwrap_err().is_panic());
+    fixture.app.layer.drain().await;
+    assert_eq!(fixture.app.store.live(), []);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_drops_edits_but_not_a_logout() {
+    for path in ["/add-and-wait", "/logout-and-wait", "/lazy-logout-and-wait"] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        let task = tokio::spawn(send(&fixture.app.router, browser.request(path)));
+        if path.starts_with("/lazy") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        } else {
+            fixture.until_called(Load).await;
+            tokio::task::yield_now().await;
+        }
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        fixture.app.layer.drain().await;
+        let live = fixture.app.store.live().len();
+        assert_eq!(live, usize::from(path == "/add-and-wait"), "{path}");
+        assert!(!fixture.app.store.calls().contains(&Update) || live == 0);
+        if live == 1 {
+            assert_eq!(
+                browser.clone().get(&fixture.app.router, "/read").await.body,
+                "Some(1)"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_has_begun_finishes_without_its_client() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let task = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    fixture.until_called(Update).await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    let draining = tokio::spawn({
+        let layer = fixture.app.layer.clone();
+        async move { layer.drain().await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!draining.is_finished(), "drain waits for the commit");
+    gate.notify_one();
+    draining.await.unwrap();
+    assert_eq!(
+        browser.clone().get(&fixture.app.router, "/read").await.body,
+        "Some(2)"
+    );
+}
+
+#[tokio::test]
+async fn a_save_that_has_begun_finishes_without_its_caller() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("n", 5).unwrap();
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let saving = tokio::spawn(async move { session.save().await });
+    fixture.until_called(Update).await;
+    saving.abort();
+    assert!(saving.await.unwrap_err().is_cancelled());
+    gate.notify_one();
+    fixture.app.layer.drain().await;
+    assert_eq!(
+        browser.get(&fixture.app.router, "/read").await.body,
+        "Some(5)"
+    );
+}
+
+#[tokio::test]
+async fn after_the_head_only_what_needs_no_cookie_is_saved() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("n", 7).unwrap();
+    session.save().await.unwrap();
+    assert_eq!(
+        browser.get(&fixture.app.router, "/read").await.body,
+        "Some(7)"
+    );
+    fixture.app.store.calls();
+    session.insert("n", 8).unwrap();
+    session.cycle_id();
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::CookieTooLate
+    );
+    assert_eq!(fixture.app.store.calls(), [], "nothing is stored");
+
+    Browser::default().get(&fixture.app.router, "/keep").await;
+    let anonymous = fixture.take_kept();
+    anonymous.insert("n", 1).unwrap();
+    assert_eq!(
+        anonymous.save().await.unwrap_err().kind(),
+        SessionErrorKind::CookieTooLate
+    );
+    assert_eq!(fixture.app.store.calls(), []);
+
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.flush();
+    session.save().await.unwrap();
+    assert_eq!(fixture.app.store.live(), [], "a logout needs no cookie");
+}
+
+#[tokio::test]
+async fn a_flush_after_the_head_counts_even_without_a_save() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.flush();
+    drop(session);
+    fixture.app.layer.drain().await;
+    assert_eq!(fixture.app.store.live(), []);
+}
+
+#[tokio::test]
+async fn a_save_after_another_requests_logout_says_so() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let key = session.key().unwrap();
+    fixture.app.layer.sessions().end(&key).await.unwrap();
+    session.insert("n", 9).unwrap();
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::Ended
+    );
+    session.insert("n", 9).unwrap();
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::Ended
+    );
+    assert_eq!(fixture.app.store.live(), []);
+}
+
+#[tokio::test]
+async fn edits_made_during_a_save_are_stored_by_the_next() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let add = |session: &Session| {
+        session
+            .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
+            .unwrap()
+    };
+    add(&session);
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let saving = tokio::spawn({
+        let session = session.clone();
+        async move { session.save().await }
+    });
+    fixture.until_called(Update).await;
+    // Another request comes between, and this one goes on editing.
+    assert_eq!(browser.get(&fixture.app.router, "/add").await.body, "2");
+    assert_eq!(add(&session), 3);
+    session.insert("late", true).unwrap();
+    gate.notify_one();
+    saving.await.unwrap().unwrap();
+    assert_eq!(
+        session.get::<u64>("n").unwrap(),
+        Some(4),
+        "done again on what the save found"
+    );
+    assert_eq!(
+        browser.get(&fixture.app.router, "/read").await.body,
+        "Some(3)"
+    );
+    session.save().await.unwrap();
+    assert_eq!(
+        browser.get(&fixture.app.router, "/read").await.body,
+        "Some(4)"
+    );
+}
+
+#[tokio::test]
+async fn a_session_can_be_read_changed_and_ended_by_its_key() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let key = fixture.take_kept().key().unwrap();
+    let sessions = fixture.app.layer.sessions();
+    let session = sessions.load(&key).await.unwrap().unwrap();
+    session.insert("n", 40).unwrap();
+    session.save().await.unwrap();
+    assert_eq!(
+        browser.get(&fixture.app.router, "/read").await.body,
+        "Some(40)"
+    );
+    session.cycle_id();
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::CookieTooLate
+    );
+    sessions.end(&key).await.unwrap();
+    assert!(sessions.load(&key).await.unwrap().is_none());
+    sessions.end(&key).await.unwrap();
+    assert_eq!(browser.get(&fixture.app.router, "/read").await.body, "None");
+    let unknown = "x".repeat(43).parse().unwrap();
+    assert!(sessions.load(&unknown).await.unwrap().is_none());
+    sessions.end(&unknown).await.unwrap();
+}
