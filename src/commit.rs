@@ -215,6 +215,7 @@ impl Commit<'_> {
             record,
             meta,
             payload,
+            ..
         } = self.read(&key).await?
         else {
             return Ok(Conflict::Ended);
@@ -359,6 +360,7 @@ impl Commit<'_> {
                     record,
                     meta,
                     payload,
+                    ..
                 } => (record, meta, payload),
                 Found::Ended { successor } if successor == Some(new.key) => return Ok(Buried::Yes),
                 Found::Ended { .. } | Found::Absent => return Ok(Buried::TooLate),

@@ -46,6 +46,10 @@ pub(crate) enum Found {
         record: Record,
         meta: Meta,
         payload: Payload,
+        /// How long it would live if it were renewed ...
+        full: Duration,
+        /// ... at this time, in milliseconds since 1970.
+        now: u64,
     },
 }
 
@@ -105,15 +109,18 @@ impl Shared {
         };
         match Payload::parse(record.payload().clone(), &self.policy.limits) {
             Ok((Head::Live(meta), payload)) => {
-                if state::full_ttl(&self.policy, &meta, self.now()).is_none() {
+                let now = self.now();
+                let Some(full) = state::full_ttl(&self.policy, &meta, now) else {
                     tracing::debug!(session.key = %key, "session past its absolute timeout ignored");
                     return Ok(Found::Absent);
-                }
+                };
                 tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
                 Ok(Found::Live {
                     record,
                     meta,
                     payload,
+                    full,
+                    now,
                 })
             }
             Ok((Head::Ended { successor }, _)) => {
