@@ -349,7 +349,9 @@ impl Commit<'_> {
             {
                 Ok(UpdateOutcome::Updated(_)) => return Ok(Buried::Yes),
                 Ok(UpdateOutcome::Gone) => return Ok(Buried::TooLate),
-                Ok(UpdateOutcome::Conflict) => {}
+                Ok(UpdateOutcome::Conflict) => {
+                    tracing::debug!(session.key = %old.key, "session changed meanwhile");
+                }
                 // It may still arrive; a second tombstone beside it would say the same, and one of
                 // the two at most gets in. Left alone, a logout that sees the old record only would
                 // miss the new one.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::sync::OnceCell;
+use tracing::Instrument;
 
 use crate::commit;
 use crate::cookie::CookieHeaders;
@@ -272,7 +273,13 @@ impl Inner {
             }
             state.begin(plan, shared.now())
         };
-        let (outcome, result) = commit::perform(shared, &mut work).await;
+        let span = tracing::debug_span!(
+            "session_commit",
+            session.key = work.stored.as_ref().map(|stored| tracing::field::display(stored.key)),
+            end = work.plan.end,
+            action = ?work.plan.store,
+        );
+        let (outcome, result) = commit::perform(shared, &mut work).instrument(span).await;
         let replay = loaded.state().settle(work, outcome, &shared.policy);
         if replay {
             self.replay_later_edits(loaded);
@@ -361,10 +368,21 @@ impl Inner {
     /// Draws the line under the request: what is not stored by now is dropped.
     fn close(&self, state: &mut State, error: Option<SessionError>) -> Answer {
         self.head_sent.store(true, Ordering::Release);
+        let key = match state.identity() {
+            Identity::Stored(stored) => Some(stored.key),
+            Identity::Ended(key) => Some(*key),
+            Identity::Anonymous => None,
+        };
         if state.drop_edits() {
-            tracing::info!(
-                "session edits dropped: the response was a failure, or the session has ended"
-            );
+            let reason = match (&error, state.identity()) {
+                (Some(_), _) => "they could not be stored",
+                (None, Identity::Ended(_)) => "the session has ended",
+                (None, Identity::Anonymous | Identity::Stored(_)) => {
+                    "the response is a server error"
+                }
+            };
+            let key = key.map(tracing::field::display);
+            tracing::info!(session.key = key, reason, "session edits dropped");
         }
         let set_cookie = match (state.cookie(), state.identity()) {
             (

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderValue;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::config::{Policy, SessionConfig};
 use crate::cookie::CookieTemplate;
@@ -85,6 +86,11 @@ impl Shared {
     /// Reads what stands under `key`. What cannot be read, and what is older than allowed, counts as
     /// absent.
     pub(crate) async fn load(&self, key: &SessionKey) -> Result<Found, StoreError> {
+        let span = tracing::debug_span!("session_load", session.key = %key);
+        self.read(key).instrument(span).await
+    }
+
+    async fn read(&self, key: &SessionKey) -> Result<Found, StoreError> {
         let loaded = within(self.policy.store_timeout, self.store.load(key)).await;
         let record = match loaded {
             Ok(Some(record)) => record,

@@ -1,12 +1,13 @@
 //! Many requests of one session at once, on every store that keeps something, within one process
 //! and from two: no update is lost, and rotations agree on one new id.
 
-mod support;
 #[path = "support/backends.rs"]
 mod backends;
+mod support;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,11 +16,17 @@ use axum::routing::get;
 use backends::{ALL, Backend};
 use session_layer::{AnyStore, Session, SessionConfig, SessionLayer};
 use support::{Browser, send};
+use tokio::sync::Barrier;
 
 fn router(store: AnyStore) -> Router {
+    // Three rotations that have all read the session before the first of them commits: one that
+    // comes later is a login with a dead cookie, and gets a session of its own.
+    let all_three = Arc::new(Barrier::new(3));
     // A busy machine with unoptimised code is not what the deadline is about.
     let minute = Duration::from_secs(60);
-    let config = SessionConfig::default().with_commit_timeout(minute).with_store_timeout(minute);
+    let config = SessionConfig::default()
+        .with_commit_timeout(minute)
+        .with_store_timeout(minute);
     Router::new()
         .route("/add", get(|session: Session| async move {
             session.update("n", |n: Option<u64>| n.unwrap_or(0) + 1).map(drop)
@@ -27,9 +34,10 @@ fn router(store: AnyStore) -> Router {
         .route("/set/{key}", get(|session: Session, Path(key): Path<String>| async move {
             session.insert(&key, &key)
         }))
-        .route("/rotate/{key}", get(|session: Session, Path(key): Path<String>| async move {
-            session.cycle_id();
-            session.insert(&key, true)
+        .route("/rotate/{key}", get(move |session: Session, Path(key): Path<String>| async move {
+                all_three.wait().await;
+                session.cycle_id();
+                session.insert(&key, true)
         }))
         .route("/n", get(|session: Session| async move {
             session.get::<u64>("n").map(|n| n.unwrap_or(0).to_string())
@@ -44,8 +52,9 @@ fn router(store: AnyStore) -> Router {
 }
 
 async fn all_at_once(router: &Router, browser: &Browser, paths: impl Iterator<Item = String>) {
-    let requests: Vec<_> =
-        paths.map(|path| tokio::spawn(send(router, browser.request(&path)))).collect();
+    let requests: Vec<_> = paths
+        .map(|path| tokio::spawn(send(router, browser.request(&path))))
+        .collect();
     for request in requests {
         let answer = request.await.unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -60,7 +69,12 @@ async fn two_hundred_requests_leave_two_hundred_keys() {
         let router = router(place.store.clone());
         let mut browser = Browser::default();
         browser.get(&router, "/set/first").await;
-        all_at_once(&router, &browser, (0..200).map(|at| format!("/set/key{at}"))).await;
+        all_at_once(
+            &router,
+            &browser,
+            (0..200).map(|at| format!("/set/key{at}")),
+        )
+        .await;
         let keys = browser.get(&router, "/keys").await.body;
         assert_eq!(keys.split(' ').count(), 201, "{backend:?}");
     }
@@ -88,7 +102,9 @@ async fn of_three_rotations_one_hands_out_an_id() {
             browser.get(&router, "/set/first").await;
             browser.get(&router, "/add").await;
             let rotations: Vec<_> = (0..3)
-                .map(|at| tokio::spawn(send(&router, browser.request(&format!("/rotate/user{at}")))))
+                .map(|at| {
+                    tokio::spawn(send(&router, browser.request(&format!("/rotate/user{at}"))))
+                })
                 .collect();
             let mut handed_out = Vec::new();
             for rotation in rotations {
@@ -99,11 +115,22 @@ async fn of_three_rotations_one_hands_out_an_id() {
                 }
             }
             assert_eq!(handed_out.len(), 1, "{backend:?}");
-            assert_eq!(browser.get(&router, "/keys").await.body, "", "the old id is dead");
-            let keys = Browser::with_cookie(handed_out.remove(0)).get(&router, "/keys").await.body;
+            assert_eq!(
+                browser.get(&router, "/keys").await.body,
+                "",
+                "the old id is dead"
+            );
+            let keys = Browser::with_cookie(handed_out.remove(0))
+                .get(&router, "/keys")
+                .await
+                .body;
             let keys: Vec<_> = keys.split(' ').collect();
             assert_eq!(keys[..2], ["first", "n"], "{backend:?}: the data is whole");
-            assert_eq!(keys.len(), 3, "{backend:?}: the winner's own edit, and no loser's: {keys:?}");
+            assert_eq!(
+                keys.len(),
+                3,
+                "{backend:?}: the winner's own edit, and no loser's: {keys:?}"
+            );
         }
     }
 }
@@ -128,7 +155,11 @@ impl Orders {
         let mut parts = text.split('|');
         let mut next = || parts.next().unwrap().to_owned();
         Some(Self {
-            backend: if next() == "File" { Backend::File } else { Backend::Sqlite },
+            backend: if next() == "File" {
+                Backend::File
+            } else {
+                Backend::Sqlite
+            },
             folder: next().into(),
             cookie: next(),
             from: next().parse().unwrap(),
@@ -158,13 +189,20 @@ impl Orders {
     async fn carry_out(&self) {
         let router = router(self.backend.open(&self.folder).await);
         let browser = Browser::with_cookie(&self.cookie);
-        let paths = (self.from..self.from + self.count).map(|at| self.path.replace('#', &at.to_string()));
+        let paths =
+            (self.from..self.from + self.count).map(|at| self.path.replace('#', &at.to_string()));
         all_at_once(&router, &browser, paths).await;
     }
 }
 
 /// Sends `count` requests each from two processes, and answers what a last one shows.
-async fn from_two_processes(test: &str, backend: Backend, count: usize, path: &str, show: &str) -> String {
+async fn from_two_processes(
+    test: &str,
+    backend: Backend,
+    count: usize,
+    path: &str,
+    show: &str,
+) -> String {
     let place = backend.new_place().await;
     let router = router(place.store.clone());
     let mut browser = Browser::default();
@@ -183,7 +221,10 @@ async fn from_two_processes(test: &str, backend: Backend, count: usize, path: &s
         })
         .collect();
     for mut child in children {
-        let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+        let status = tokio::task::spawn_blocking(move || child.wait())
+            .await
+            .unwrap()
+            .unwrap();
         assert!(status.success(), "{backend:?}: {status}");
     }
     browser.get(&router, show).await.body
@@ -195,7 +236,14 @@ async fn two_processes_leave_two_hundred_keys() {
         return orders.carry_out().await;
     }
     for backend in [Backend::File, Backend::Sqlite] {
-        let keys = from_two_processes("two_processes_leave_two_hundred_keys", backend, 100, "/set/key#", "/keys").await;
+        let keys = from_two_processes(
+            "two_processes_leave_two_hundred_keys",
+            backend,
+            100,
+            "/set/key#",
+            "/keys",
+        )
+        .await;
         assert_eq!(keys.split(' ').count(), 201, "{backend:?}");
     }
 }
@@ -206,7 +254,14 @@ async fn two_processes_count_to_a_thousand() {
         return orders.carry_out().await;
     }
     for backend in [Backend::File, Backend::Sqlite] {
-        let n = from_two_processes("two_processes_count_to_a_thousand", backend, 500, "/add", "/n").await;
+        let n = from_two_processes(
+            "two_processes_count_to_a_thousand",
+            backend,
+            500,
+            "/add",
+            "/n",
+        )
+        .await;
         assert_eq!(n, "1001", "{backend:?}");
     }
 }

@@ -539,11 +539,14 @@ async fn a_logout_follows_a_rotation_that_it_did_not_see() {
 async fn an_ambiguous_tombstone_is_a_503_with_the_new_cookie() {
     let app = app(routes());
     let mut browser = with_session(&app).await;
-    app.store
-        .fault(Update, Fault::Fail(StoreErrorKind::Timeout));
+    // One failure is settled by looking again; a second is not.
+    let failure = Fault::Fail(StoreErrorKind::Timeout);
+    app.store.fault(Update, failure.clone());
+    app.store.fault(Update, failure);
     let answer = browser.get(&app.router, "/login").await;
     assert_eq!(answer.status, 503);
     answer.set_value();
+    assert_eq!(app.store.calls(), [Load, Create, Update, Load, Update]);
     assert_eq!(browser.get(&app.router, "/keys").await.body, "n,user");
 }
 

@@ -75,12 +75,13 @@ mod contract_on_a_connection_of_the_users {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "started by other tests, in a process of its own"]
-async fn entry_of_child_processes() {
-    if let Some((role, path)) = child::role() {
-        let store = SqliteStore::open(&path).await.unwrap();
-        child::play(&store, &role, &path).await;
-    }
+async fn the_test_program_starts_itself() {
+    let Some((role, path)) = child::role() else {
+        let scratch = tempfile::tempdir().unwrap();
+        return child::can_be_started(&scratch.path().join("sessions.db"));
+    };
+    let store = SqliteStore::open(&path).await.unwrap();
+    child::play(&store, &role, &path).await;
 }
 
 async fn opened() -> (SqliteStore, PathBuf, TempDir) {

@@ -29,10 +29,6 @@ impl TableName {
              63 characters at most",
         ))
     }
-
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl fmt::Display for TableName {
@@ -56,7 +52,7 @@ mod tests {
             "t1_2",
             &"x".repeat(63),
         ] {
-            assert_eq!(TableName::parse(good).unwrap().as_str(), good);
+            assert_eq!(TableName::parse(good).unwrap().to_string(), good);
         }
         for bad in [
             "",

@@ -1,5 +1,11 @@
 //! The stores that keep something, each with a place of its own.
 
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part"
+)]
+
 use std::path::{Path, PathBuf};
 
 use session_layer::AnyStore;

@@ -14,13 +14,18 @@ use session_layer::store::{
 const ROLE: &str = "STORE_TEST_ROLE";
 const PATH: &str = "STORE_TEST_PATH";
 /// The test that is the child's `main`.
-const ENTRY: &str = "entry_of_child_processes";
+const ENTRY: &str = "the_test_program_starts_itself";
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// The role and the path this process was started with, if a test started it.
 pub(crate) fn role() -> Option<(String, PathBuf)> {
     Some((std::env::var(ROLE).ok()?, std::env::var_os(PATH)?.into()))
+}
+
+/// A child process comes up, knows its role and is heard.
+pub(crate) fn can_be_started(path: &Path) {
+    assert_eq!(spawn("hello", path).all("hello"), ["world"]);
 }
 
 /// A process in `role`, its output piped.
@@ -40,8 +45,8 @@ fn exe() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-fn arguments() -> [&'static str; 4] {
-    [ENTRY, "--exact", "--ignored", "--nocapture"]
+fn arguments() -> [&'static str; 3] {
+    [ENTRY, "--exact", "--nocapture"]
 }
 
 fn start(command: &mut Command, role: &str, path: &Path) -> Running {
@@ -234,6 +239,7 @@ pub(crate) fn two_processes_never_create_twice(path: &Path) {
 /// Plays the role that a test gave to this process.
 pub(crate) async fn play<S: SessionStore>(store: &S, role: &str, path: &Path) {
     match role {
+        "hello" => say(format_args!("hello world")),
         "write" => write_until_killed(store).await,
         "count" => {
             wait_for(&path.with_extension("go"));
