@@ -168,7 +168,8 @@ pub(crate) async fn within<T>(
     {
         return ready;
     }
-    tokio::time::timeout(limit, answer)
+    // Boxed, so that only those who wait make room for a timer.
+    Box::pin(tokio::time::timeout(limit, answer))
         .await
         .unwrap_or_else(|_| {
             Err(StoreError::new(

@@ -417,7 +417,12 @@ impl State {
                 Identity::Stored(stored) => Some(stored.clone()),
                 Identity::Anonymous | Identity::Ended(_) => None,
             },
-            base: self.base.clone(),
+            base: if writes {
+                let empty = Payload::empty(self.base.format());
+                std::mem::replace(&mut self.base, empty)
+            } else {
+                self.base.clone()
+            },
             meta: self.meta,
             batches: Vec::new(),
             attempts: Vec::new(),

@@ -56,10 +56,19 @@ fn number<const WIDTH: usize>(bytes: &[u8], at: usize) -> Result<u64, Malformed>
 
 /// The end of the value at `at`, and how deep it is nested: 0 for a scalar.
 fn skip(bytes: &[u8], at: usize, max_depth: usize) -> Result<(usize, usize), Malformed> {
-    let (mut at, mut children) = item(bytes, at)?;
-    if children == 0 {
-        return Ok((at, 0));
+    match item(bytes, at)? {
+        (next, 0) => Ok((next, 0)),
+        (next, children) => skip_children(bytes, next, children, max_depth),
     }
+}
+
+#[inline(never)]
+fn skip_children(
+    bytes: &[u8],
+    mut at: usize,
+    mut children: u64,
+    max_depth: usize,
+) -> Result<(usize, usize), Malformed> {
     let mut open = Vec::new();
     let mut deepest = 0;
     loop {
@@ -93,19 +102,19 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Entry>, Malform
     }
     let mut entries = Vec::with_capacity(count as usize);
     for _ in 0..count {
-        let header = match bytes.get(at) {
-            Some(0xa0..=0xbf) => 1,
-            Some(0xd9) => 2,
-            Some(0xda) => 3,
-            Some(0xdb) => 5,
+        let (header, end) = match bytes.get(at) {
+            Some(marker @ 0xa0..=0xbf) => (1, at + 1 + usize::from(marker & 0x1f)),
+            Some(0xd9) => (2, item(bytes, at)?.0),
+            Some(0xda) => (3, item(bytes, at)?.0),
+            Some(0xdb) => (5, item(bytes, at)?.0),
             Some(_) => return Err(Malformed("a key that is no string")),
             None => return Err(TRUNCATED),
         };
-        let (end, _) = item(bytes, at)?;
-        let key = Span::new(at + header, end);
-        if std::str::from_utf8(key.of(bytes)).is_err() {
+        let key = bytes.get(at + header..end).ok_or(TRUNCATED)?;
+        if !key.is_ascii() && std::str::from_utf8(key).is_err() {
             return Err(Malformed("a key that is not UTF-8"));
         }
+        let key = Span::new(at + header, end);
         let (next, _) = skip(bytes, end, limits.depth)?;
         entries.push(Entry {
             key: Key::At(key),

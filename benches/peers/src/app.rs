@@ -77,6 +77,12 @@ async fn untouched() -> StatusCode {
     StatusCode::OK
 }
 
+/// Waits for its turn once, as for a database, so that many requests are under way at a time.
+async fn waiting() -> StatusCode {
+    tokio::task::yield_now().await;
+    StatusCode::OK
+}
+
 /// `OK` if a value was there. A benchmark that measured failures would stop at once.
 fn status<E>(found: Result<Option<impl Sized>, E>) -> StatusCode {
     match found {
@@ -92,6 +98,7 @@ fn plain() -> Router {
         .fold(Router::new(), |router, path| {
             router.route(path, get(untouched))
         })
+        .route("/read-and-wait", get(waiting))
 }
 
 fn session_layer_routes() -> Router {
@@ -107,6 +114,11 @@ fn session_layer_routes() -> Router {
     }
     async fn read(session: Session) -> StatusCode {
         status(session.get::<String>("user"))
+    }
+    async fn read_and_wait(session: Session) -> StatusCode {
+        let found = session.get::<String>("user");
+        tokio::task::yield_now().await;
+        status(found)
     }
     async fn read_write(session: Session) -> Result<(), SessionError> {
         let visits: u64 = session.get("visits")?.unwrap_or_default();
@@ -125,6 +137,7 @@ fn session_layer_routes() -> Router {
         .route("/fill", get(fill))
         .route("/untouched", get(untouched))
         .route("/read", get(read))
+        .route("/read-and-wait", get(read_and_wait))
         .route("/read-write", get(read_write))
         .route("/create", get(create))
         .route("/visits", get(visits))
@@ -148,6 +161,11 @@ fn tower_sessions_routes() -> Router {
     async fn read(session: Session) -> StatusCode {
         status(session.get::<String>("user").await)
     }
+    async fn read_and_wait(session: Session) -> StatusCode {
+        let found = session.get::<String>("user").await;
+        tokio::task::yield_now().await;
+        status(found)
+    }
     async fn read_write(session: Session) -> Result<(), StatusCode> {
         let visits: u64 = answer(session.get("visits").await)?.unwrap_or_default();
         answer(session.insert("visits", visits + 1).await)
@@ -163,6 +181,7 @@ fn tower_sessions_routes() -> Router {
         .route("/fill", get(fill))
         .route("/untouched", get(untouched))
         .route("/read", get(read))
+        .route("/read-and-wait", get(read_and_wait))
         .route("/read-write", get(read_write))
         .route("/create", get(create))
         .route("/visits", get(visits))
