@@ -59,18 +59,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     println!("\nsession-layer's share of what signed tower-sessions adds:\n");
-    println!("| | time | target | allocations | target |");
-    println!("| --- | --- | --- | --- | --- |");
+    println!("| | time | half of the rounds | target | allocations | target |");
+    println!("| --- | --- | --- | --- | --- | --- |");
     for (column, rounds) in Column::ALL.into_iter().zip(&times) {
-        let time =
-            median(rounds.iter().map(|round| {
+        let [low, time, high] =
+            quartiles(rounds.iter().map(|round| {
                 added(round, Row::SessionLayer) / added(round, Row::TowerSessionsSigned)
             }));
         let count = allocations.added(Row::SessionLayer, column)?
             / allocations.added(Row::TowerSessionsSigned, column)?;
         let (time_target, count_target) = targets(column);
         println!(
-            "| {} | {time:.2}{} | ≤ {time_target:.2} | {count:.2}{} | ≤ {count_target:.2} |",
+            "| {} | {time:.2}{} | {low:.2} to {high:.2} | ≤ {time_target:.2} | {count:.2}{} | ≤ {count_target:.2} |",
             column.name(),
             missed(time > time_target),
             missed(count > count_target),
@@ -146,9 +146,14 @@ fn contention_rounds(sessions: Sessions) -> Rounds {
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let [_, median, _] = quartiles(values);
+    median
+}
+
+fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    [1, 2, 3].map(|quarter| values[values.len() * quarter / 4])
 }
 
 /// Allocations per request, by the `Debug` names of row and column.
