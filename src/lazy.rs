@@ -63,8 +63,12 @@ impl LazySession {
     ///
     /// [`Store`](SessionErrorKind::Store) when the store failed or did not answer in time.
     pub async fn load(&self) -> Result<Session, SessionError> {
+        self.clone().into_session().await
+    }
+
+    pub(crate) async fn into_session(self) -> Result<Session, SessionError> {
         self.0.load().await?;
-        Ok(Session::new(Arc::clone(&self.0)))
+        Ok(Session::new(self.0))
     }
 
     /// Ends the session without reading it first: a logout that also works while the store is down,
@@ -334,10 +338,9 @@ impl Inner {
                 Some(Answer::default())
             }
             Some(Ok(loaded)) => {
-                let _turn = loaded.committing.try_lock().ok()?;
                 let mut state = loaded.state();
                 let plan = state.plan(edits);
-                if plan.end || plan.store != StoreAction::Nothing {
+                if state.is_committing() || plan.end || plan.store != StoreAction::Nothing {
                     return None;
                 }
                 state.accept(plan);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ use crate::payload::{Head, Meta, Payload};
 use crate::queue::Queues;
 use crate::signing::{Signer, SigningKeys};
 use crate::state;
-use crate::store::{AnyStore, Record, SessionStore};
+use crate::store::{Answer, AnyStore, Record, SessionStore};
 
 type Now = dyn Fn() -> SystemTime + Send + Sync;
 
@@ -90,7 +90,7 @@ impl Shared {
 
     /// Asks the store for the record of `key`. One that it cannot read counts as absent.
     pub(crate) async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        let answer = within(self.policy.store_timeout, self.store.load(key));
+        let answer = within(self.policy.store_timeout, self.store.as_dyn().load(key));
         let span = tracing::debug_span!("session_load", session.key = %key);
         // Entering a span that nobody listens to still costs something, at each poll.
         let loaded = if span.is_disabled() {
@@ -168,14 +168,9 @@ impl fmt::Debug for Shared {
 }
 
 /// Waits for a store, but not for long. A store that answers at once costs no timer.
-pub(crate) async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let mut answer = pin!(answer);
-    if let Poll::Ready(ready) =
-        std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await
-    {
+pub(crate) async fn within<T>(limit: Duration, mut answer: Answer<'_, T>) -> Result<T, StoreError> {
+    let at_once = std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx)));
+    if let Poll::Ready(ready) = at_once.await {
         return ready;
     }
     // Boxed, so that only those who wait make room for a timer.

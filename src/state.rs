@@ -85,6 +85,8 @@ pub(crate) struct State {
     attempts: Vec<Attempt>,
     rotate: bool,
     endings: Vec<Ending>,
+    /// Whether a commit is under way.
+    committing: bool,
     /// Counts `flush`, so that a commit notices one that came while it ran.
     flushes: u32,
     /// The request came with a cookie of our name, valid or not.
@@ -118,6 +120,7 @@ impl State {
             attempts: Vec::new(),
             rotate: false,
             endings: Vec::new(),
+            committing: false,
             flushes: 0,
             carried_cookie: seen.carried_cookie,
             touch_due: seen.touch_due,
@@ -406,9 +409,14 @@ impl State {
         }
     }
 
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing
+    }
+
     /// Hands out everything that the plan needs. Until [`State::settle`], the session reads as if it
     /// had been carried out.
     pub(crate) fn begin(&mut self, plan: Plan, now: u64) -> Work {
+        self.committing = true;
         let writes = !matches!(plan.store, StoreAction::Nothing | StoreAction::Touch);
         let mut work = Work {
             plan,
@@ -445,6 +453,7 @@ impl State {
     /// Takes note of what became of `work`. Answers whether edits have come meanwhile that are to be
     /// done again on other data than they were made on: see [`State::take_batches`].
     pub(crate) fn settle(&mut self, work: Work, outcome: Outcome, policy: &Policy) -> bool {
+        self.committing = false;
         let flushed = self.flushes != work.flushes;
         match outcome {
             Outcome::Stored { stored, replayed } => {
