@@ -96,7 +96,8 @@ impl fmt::Debug for LazySession {
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     source: Source,
-    loaded: OnceCell<Result<Loaded, SessionError>>,
+    /// Boxed, because most requests never load their session.
+    loaded: OnceCell<Result<Box<Loaded>, SessionError>>,
     flush_unloaded: AtomicBool,
     /// No cookie can be set any more.
     head_sent: AtomicBool,
@@ -114,6 +115,13 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
+    fn new(state: State) -> Box<Self> {
+        Box::new(Self {
+            state: Mutex::new(state),
+            committing: tokio::sync::Mutex::new(()),
+        })
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -148,32 +156,30 @@ impl Inner {
     pub(crate) async fn load(&self) -> Result<&Loaded, SessionError> {
         self.loaded
             .get_or_init(|| async {
-                let state = match &self.source {
-                    Source::Cookies(CookieHeaders::None) => {
-                        State::without_record(&self.shared.policy, Identity::Anonymous, false)
-                    }
+                match &self.source {
+                    Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(State::without_record(
+                        &self.shared.policy,
+                        Identity::Anonymous,
+                        false,
+                    ))),
                     // Boxed, because the handler's future holds this one: axum boxes that, and
                     // allocations over a kilobyte are slow.
-                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await?,
-                    Source::Key(key) => Box::pin(self.look_up(key)).await?,
-                };
-                Ok(Loaded {
-                    state: Mutex::new(state),
-                    committing: tokio::sync::Mutex::new(()),
-                })
+                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
+                    Source::Key(key) => Box::pin(self.look_up(key)).await,
+                }
             })
             .await
-            .as_ref()
+            .as_deref()
             .map_err(Clone::clone)
     }
 
     /// The outcome of loading, if that has been tried.
-    pub(crate) fn loaded(&self) -> Option<&Result<Loaded, SessionError>> {
+    pub(crate) fn loaded(&self) -> Option<&Result<Box<Loaded>, SessionError>> {
         self.loaded.get()
     }
 
     /// Goes through the cookies of our name until one leads to a live session.
-    async fn find(&self, cookies: &CookieHeaders) -> Result<State, SessionError> {
+    async fn find(&self, cookies: &CookieHeaders) -> Result<Box<Loaded>, SessionError> {
         let shared = &*self.shared;
         let mut candidates = cookies.candidates(shared.cookie.name().as_bytes());
         let mut carried_cookie = false;
@@ -184,7 +190,7 @@ impl Inner {
                 continue;
             };
             let key = verified.id.key();
-            match shared.load(&key).await? {
+            match shared.judge(&key, shared.fetch(&key).await?) {
                 Found::Absent => {
                     tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
                 }
@@ -211,16 +217,14 @@ impl Inner {
                     };
                     let id = Some(verified.id);
                     let stored = Stored { id, key, record };
-                    return Ok(State::new(Identity::Stored(stored), payload, meta, seen));
+                    let identity = Identity::Stored(stored);
+                    return Ok(Loaded::new(State::new(identity, payload, meta, seen)));
                 }
             }
         }
         let identity = tombstone.map_or(Identity::Anonymous, Identity::Ended);
-        Ok(State::without_record(
-            &shared.policy,
-            identity,
-            carried_cookie,
-        ))
+        let state = State::without_record(&shared.policy, identity, carried_cookie);
+        Ok(Loaded::new(state))
     }
 
     fn verify(&self, cookie: &[u8]) -> Option<Verified> {
@@ -233,9 +237,9 @@ impl Inner {
         None
     }
 
-    async fn look_up(&self, key: &SessionKey) -> Result<State, SessionError> {
+    async fn look_up(&self, key: &SessionKey) -> Result<Box<Loaded>, SessionError> {
         let shared = &*self.shared;
-        Ok(match shared.load(key).await? {
+        Ok(Loaded::new(match shared.load(key).await? {
             Found::Live {
                 record,
                 meta,
@@ -252,7 +256,7 @@ impl Inner {
             Found::Absent | Found::Ended { .. } => {
                 State::without_record(&shared.policy, Identity::Ended(*key), false)
             }
-        })
+        }))
     }
 
     /// Stores what has been done so far; with a `limit`, that of a request whose head is leaving.

@@ -83,53 +83,63 @@ impl Shared {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Reads what stands under `key`. What cannot be read, and what is older than allowed, counts as
-    /// absent.
+    /// Reads what stands under `key`.
     pub(crate) async fn load(&self, key: &SessionKey) -> Result<Found, StoreError> {
-        let span = tracing::debug_span!("session_load", session.key = %key);
-        self.read(key).instrument(span).await
+        Ok(self.judge(key, self.fetch(key).await?))
     }
 
-    async fn read(&self, key: &SessionKey) -> Result<Found, StoreError> {
-        let loaded = within(self.policy.store_timeout, self.store.load(key)).await;
-        let record = match loaded {
-            Ok(Some(record)) => record,
-            Ok(None) => {
-                tracing::debug!(session.key = %key, "no such session");
-                return Ok(Found::Absent);
-            }
+    /// Asks the store for the record of `key`. One that it cannot read counts as absent.
+    pub(crate) async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
+        let answer = within(self.policy.store_timeout, self.store.load(key));
+        let span = tracing::debug_span!("session_load", session.key = %key);
+        // Entering a span that nobody listens to still costs something, at each poll.
+        let loaded = if span.is_disabled() {
+            answer.await
+        } else {
+            answer.instrument(span).await
+        };
+        match loaded {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
-                return Ok(Found::Absent);
+                Ok(None)
             }
             Err(error) => {
                 tracing::error!(session.key = %key, %error, "session not loaded");
-                return Err(error);
+                Err(error)
             }
+            record => record,
+        }
+    }
+
+    /// What a record means. What is no session, and what is older than allowed, counts as absent.
+    pub(crate) fn judge(&self, key: &SessionKey, record: Option<Record>) -> Found {
+        let Some(record) = record else {
+            tracing::debug!(session.key = %key, "no such session");
+            return Found::Absent;
         };
         match Payload::parse(record.payload().clone(), &self.policy.limits) {
             Ok((Head::Live(meta), payload)) => {
                 let now = self.now();
                 let Some(full) = state::full_ttl(&self.policy, &meta, now) else {
                     tracing::debug!(session.key = %key, "session past its absolute timeout ignored");
-                    return Ok(Found::Absent);
+                    return Found::Absent;
                 };
                 tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
-                Ok(Found::Live {
+                Found::Live {
                     record,
                     meta,
                     payload,
                     full,
                     now,
-                })
+                }
             }
             Ok((Head::Ended { successor }, _)) => {
                 tracing::debug!(session.key = %key, "session has ended");
-                Ok(Found::Ended { successor })
+                Found::Ended { successor }
             }
             Err(malformed) => {
                 tracing::warn!(session.key = %key, reason = malformed.0, "unreadable session ignored");
-                Ok(Found::Absent)
+                Found::Absent
             }
         }
     }
