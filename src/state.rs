@@ -719,3 +719,37 @@ pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duratio
 pub(crate) fn is_due(policy: &Policy, full: Duration, passed: Duration) -> bool {
     policy.refresh_share == 0.0 || passed.as_secs_f64() > full.as_secs_f64() * policy.refresh_share
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SessionConfig;
+    use crate::store::StoreLimits;
+
+    #[test]
+    fn dropped_edits_leave_nothing_to_store() {
+        let limits = StoreLimits::new(1 << 20);
+        let (policy, _) = SessionConfig::default().validate(limits).unwrap();
+        let mut state = State::without_record(&policy, Identity::Anonymous, false);
+        let value = Bytes::from_static(b"\x01");
+        state.set("visits", value, &policy).unwrap();
+        assert_eq!(state.plan(true).store, StoreAction::Create);
+        assert!(state.drop_edits());
+        assert_eq!(state.len(), 0);
+        assert_eq!(state.plan(true).store, StoreAction::Nothing);
+    }
+
+    #[test]
+    fn a_session_is_as_large_without_edits_as_with_the_same_data_in_edits() {
+        let limits = StoreLimits::new(1 << 20);
+        let (policy, _) = SessionConfig::default().validate(limits).unwrap();
+        let mut edited = State::without_record(&policy, Identity::Anonymous, false);
+        let (key, value) = ("visits", Bytes::from_static(b"\x01"));
+        edited.set(key, value.clone(), &policy).unwrap();
+        let entries = [(key, &value[..])].into_iter();
+        let base = Payload::encode(policy.format, &Meta::default(), entries);
+        let read = State::new(Identity::Anonymous, base, Meta::default(), Seen::default());
+        assert_eq!((read.count, read.size), (edited.count, edited.size));
+        assert_eq!((read.count, read.size), (1, key.len() + value.len()));
+    }
+}
