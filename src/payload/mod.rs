@@ -115,6 +115,9 @@ impl Payload {
         let head = match payload.position(META_KEY) {
             Some(at) => {
                 let entry = payload.entries.remove(at);
+                if payload.position(META_KEY).is_some() {
+                    return Err(Malformed("two _meta entries"));
+                }
                 let meta = entry.value.of(&payload.bytes);
                 match format {
                     Format::Json => json::head(meta)?,
@@ -195,7 +198,16 @@ impl Payload {
     }
 }
 
-/// The most bytes that [`Payload::encode`] makes of entries with these lengths in all.
+/// The length of a key as it is written, apart from what goes around it.
+pub(crate) fn key_len(format: Format, key: &str) -> usize {
+    match format {
+        Format::Json => json::key_len(key),
+        Format::MessagePack => key.len(),
+    }
+}
+
+/// The most bytes that [`Payload::encode`] makes of entries with these lengths in all,
+/// keys counted by [`key_len`].
 pub(crate) fn size_bound(count: usize, keys_and_values: usize) -> usize {
     meta::MAX_ENCODED + 8 + keys_and_values + count * 6
 }
@@ -214,6 +226,20 @@ pub(crate) fn encode_value<T: Serialize + ?Sized>(
         Format::Json => json::depth(&encoded),
         Format::MessagePack => msgpack::depth(&encoded, limits.depth),
     };
+    // A type that announces other elements than it gives would take its neighbours down with it.
+    let whole = match format {
+        Format::Json => json::is_one_value(&encoded),
+        Format::MessagePack => msgpack::is_one_value(&encoded),
+    };
+    if !whole {
+        return Err(SessionError::new(
+            SessionErrorKind::Encode,
+            format!(
+                "{} does not serialize to one whole value",
+                std::any::type_name::<T>()
+            ),
+        ));
+    }
     if nested.is_none_or(|depth| depth > limits.depth) {
         return Err(SessionError::new(
             SessionErrorKind::Encode,

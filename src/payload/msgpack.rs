@@ -184,6 +184,10 @@ pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, 
     rmp_serde::to_vec_named(value).map_err(cannot_encode)
 }
 
+pub(super) fn is_one_value(value: &[u8]) -> bool {
+    skip(value, 0, usize::MAX).is_ok_and(|(end, _)| end == value.len())
+}
+
 /// How deep an encoded value is nested, or `None` if deeper than `max`.
 pub(super) fn depth(value: &[u8], max: usize) -> Option<usize> {
     skip(value, 0, max).ok().map(|(_, depth)| depth)
