@@ -18,6 +18,9 @@ use crate::store::{CreateOutcome, NewRecord, Record, SessionStore, TouchOutcome,
 const MAX_DRAWS: usize = 4;
 
 /// Carries out `work`. An error can come with any outcome: what was stored before it stands.
+///
+/// What is rare is boxed, so that the future of a plain update or creation, which is boxed as a whole,
+/// stays under a kilobyte: allocators are slower beyond.
 pub(crate) async fn perform(
     shared: &Shared,
     work: &mut Work,
@@ -28,7 +31,7 @@ pub(crate) async fn perform(
         turn: None,
     };
     while let Some(ending) = work.endings.first().cloned() {
-        if let Err(error) = commit.end(ending).await {
+        if let Err(error) = Box::pin(commit.end(ending)).await {
             return (Outcome::Failed, Err(error));
         }
         work.endings.remove(0);
@@ -38,8 +41,10 @@ pub(crate) async fn perform(
         (StoreAction::Nothing, _) => Ok(Outcome::Nothing),
         (StoreAction::Create, _) => commit.create(work).await,
         (StoreAction::Update, Some(stored)) => commit.update(work, stored).await,
-        (StoreAction::Touch, Some(stored)) => commit.touch(work, stored).await,
-        (StoreAction::Rotate, Some(stored)) => return commit.rotate(work, stored).await,
+        (StoreAction::Touch, Some(stored)) => Box::pin(commit.touch(work, stored)).await,
+        (StoreAction::Rotate, Some(stored)) => {
+            return Box::pin(commit.rotate(work, stored)).await;
+        }
         // The plan asks for these of a stored session only.
         (StoreAction::Update | StoreAction::Touch | StoreAction::Rotate, None) => {
             Ok(Outcome::Nothing)
@@ -161,7 +166,7 @@ impl Commit<'_> {
         let mut replayed = false;
         if self.shared.queues.is_contended(&key) {
             // What was read is most likely out of date; a turn and a fresh look save a failed write.
-            match self.after_conflict(work, &mut stored).await? {
+            match Box::pin(self.after_conflict(work, &mut stored)).await? {
                 Conflict::Again => replayed = true,
                 Conflict::Landed(record) => return Ok(self.landed(stored, record)),
                 Conflict::Ended => return Ok(ended(&key)),
@@ -188,7 +193,7 @@ impl Commit<'_> {
                 }
                 Ok(UpdateOutcome::Gone) => return Ok(ended(&key)),
                 Ok(UpdateOutcome::Conflict) => {
-                    match self.after_conflict(work, &mut stored).await? {
+                    match Box::pin(self.after_conflict(work, &mut stored)).await? {
                         Conflict::Again => replayed = true,
                         Conflict::Landed(record) => return Ok(self.landed(stored, record)),
                         Conflict::Ended => return Ok(ended(&key)),
@@ -215,6 +220,7 @@ impl Commit<'_> {
             record,
             meta,
             payload,
+            ..
         } = self.read(&key).await?
         else {
             return Ok(Conflict::Ended);
@@ -343,7 +349,9 @@ impl Commit<'_> {
             {
                 Ok(UpdateOutcome::Updated(_)) => return Ok(Buried::Yes),
                 Ok(UpdateOutcome::Gone) => return Ok(Buried::TooLate),
-                Ok(UpdateOutcome::Conflict) => {}
+                Ok(UpdateOutcome::Conflict) => {
+                    tracing::debug!(session.key = %old.key, "session changed meanwhile");
+                }
                 // It may still arrive; a second tombstone beside it would say the same, and one of
                 // the two at most gets in. Left alone, a logout that sees the old record only would
                 // miss the new one.
@@ -358,6 +366,7 @@ impl Commit<'_> {
                     record,
                     meta,
                     payload,
+                    ..
                 } => (record, meta, payload),
                 Found::Ended { successor } if successor == Some(new.key) => return Ok(Buried::Yes),
                 Found::Ended { .. } | Found::Absent => return Ok(Buried::TooLate),

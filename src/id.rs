@@ -13,7 +13,7 @@ use crate::error::{SessionError, SessionErrorKind};
 
 /// 32 bytes from the operating system's generator. Lives in the cookie and nowhere else.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SessionId([u8; SessionId::LEN]);
+pub(crate) struct SessionId([u8; Self::LEN]);
 
 impl SessionId {
     pub(crate) const LEN: usize = 32;

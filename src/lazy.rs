@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::sync::OnceCell;
+use tracing::Instrument;
 
 use crate::commit;
 use crate::cookie::CookieHeaders;
@@ -18,7 +19,7 @@ use crate::session::Session;
 use crate::shared::{Finish, Found, Shared};
 use crate::signing::{Rejected, Verified};
 use crate::state::{
-    CookieAction, Ending, Identity, Plan, Seen, State, StoreAction, Stored, full_ttl, is_due,
+    CookieAction, Ending, Identity, Plan, Seen, State, StoreAction, Stored, is_due,
 };
 
 /// A session that has not been looked at yet.
@@ -182,8 +183,13 @@ impl Inner {
             .loaded
             .get_or_init(|| async {
                 let state = match &self.source {
-                    Source::Cookies(cookies) => self.find(cookies).await?,
-                    Source::Key(key) => self.look_up(key).await?,
+                    Source::Cookies(CookieHeaders::None) => {
+                        State::without_record(&self.shared.policy, Identity::Anonymous, false)
+                    }
+                    // Boxed, because the handler's future holds this one: axum boxes that, and
+                    // allocations over a kilobyte are slow.
+                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await?,
+                    Source::Key(key) => Box::pin(self.look_up(key)).await?,
                 };
                 Ok(Loaded {
                     state: Mutex::new(state),
@@ -213,31 +219,14 @@ impl Inner {
     /// Goes through the cookies of our name until one leads to a live session.
     async fn find(&self, cookies: &CookieHeaders) -> Result<State, SessionError> {
         let shared = &*self.shared;
+        let mut candidates = cookies.candidates(shared.cookie.name().as_bytes());
         let mut carried_cookie = false;
         let mut tombstone = None;
-        let mut live: Option<(Verified, State)> = None;
-        for value in cookies.candidates(shared.cookie.name().as_bytes()) {
+        while let Some(value) = candidates.next() {
             carried_cookie = true;
-            let verified = match shared.signer.verify(value) {
-                Ok(verified) => verified,
-                Err(reason) => {
-                    let reason = match reason {
-                        Rejected::Malformed => "malformed",
-                        Rejected::Signature => "signature does not verify",
-                    };
-                    tracing::debug!(reason, "session cookie rejected");
-                    continue;
-                }
-            };
-            if let Some((first, _)) = &live {
-                if first.id != verified.id {
-                    tracing::warn!(
-                        "two valid session cookies; the first with a live session counts"
-                    );
-                    break;
-                }
+            let Some(verified) = self.verify(value) else {
                 continue;
-            }
+            };
             let key = verified.id.key();
             match shared.load(&key).await? {
                 Found::Absent => {
@@ -248,9 +237,16 @@ impl Inner {
                     record,
                     meta,
                     payload,
+                    full,
+                    now,
                 } => {
-                    let now = shared.now();
-                    let full = full_ttl(&shared.policy, &meta, now).unwrap_or_default();
+                    // Only now: what is held while the store answers makes every future larger.
+                    let mut others = candidates.filter_map(|value| self.verify(value));
+                    if others.any(|other| other.id != verified.id) {
+                        tracing::warn!(
+                            "two valid session cookies; the first with a live session counts"
+                        );
+                    }
                     let age = Duration::from_millis(now.abs_diff(verified.issued));
                     let seen = Seen {
                         carried_cookie,
@@ -264,20 +260,26 @@ impl Inner {
                         record,
                         as_of: now,
                     };
-                    let state = State::new(Identity::Stored(stored), payload, meta, seen);
-                    live = Some((verified, state));
+                    return Ok(State::new(Identity::Stored(stored), payload, meta, seen));
                 }
             }
         }
-        Ok(match (live, tombstone) {
-            (Some((_, state)), _) => state,
-            (None, Some(key)) => {
-                State::without_record(&shared.policy, Identity::Ended(key), carried_cookie)
-            }
-            (None, None) => {
-                State::without_record(&shared.policy, Identity::Anonymous, carried_cookie)
-            }
-        })
+        let identity = tombstone.map_or(Identity::Anonymous, Identity::Ended);
+        Ok(State::without_record(
+            &shared.policy,
+            identity,
+            carried_cookie,
+        ))
+    }
+
+    fn verify(&self, cookie: &[u8]) -> Option<Verified> {
+        let reason = match self.shared.signer.verify(cookie) {
+            Ok(verified) => return Some(verified),
+            Err(Rejected::Malformed) => "malformed",
+            Err(Rejected::Signature) => "signature does not verify",
+        };
+        tracing::debug!(reason, "session cookie rejected");
+        None
     }
 
     async fn look_up(&self, key: &SessionKey) -> Result<State, SessionError> {
@@ -287,6 +289,7 @@ impl Inner {
                 record,
                 meta,
                 payload,
+                ..
             } => {
                 let stored = Stored {
                     id: None,
@@ -326,10 +329,17 @@ impl Inner {
             }
             state.begin(plan, last, shared.now())
         };
-        let (outcome, result) = commit::perform(shared, &mut work).await;
+        let span = tracing::debug_span!(
+            "session_commit",
+            session.key = work.stored.as_ref().map(|stored| tracing::field::display(stored.key)),
+            end = work.plan.end,
+            action = ?work.plan.store,
+        );
+        let (outcome, result) = commit::perform(shared, &mut work).instrument(span).await;
+        let key = work.stored.as_ref().map(|stored| stored.key);
         let replay = loaded.state().settle(&mut work, outcome, &shared.policy);
         if result.is_err() && work.is_lost() {
-            tracing::info!("session edits dropped: they could not be stored");
+            edits_dropped(key, "they could not be stored");
         }
         if replay {
             self.replay_later_edits(loaded);
@@ -457,11 +467,21 @@ impl Inner {
 
 /// What the last commit of a request will not store is not to be stored by a later `save` either.
 fn drop_unplanned(state: &mut State, plan: Plan) {
-    if !plan.writes() && state.drop_edits() {
-        tracing::info!(
-            "session edits dropped: the response was a failure, or the session has ended"
-        );
+    if plan.writes() || !state.drop_edits() {
+        return;
     }
+    match state.identity() {
+        Identity::Stored(stored) => {
+            edits_dropped(Some(stored.key), "the response is a server error")
+        }
+        Identity::Ended(key) => edits_dropped(Some(*key), "the session has ended"),
+        Identity::Anonymous => edits_dropped(None, "the response is a server error"),
+    }
+}
+
+fn edits_dropped(key: Option<SessionKey>, reason: &str) {
+    let key = key.map(tracing::field::display);
+    tracing::info!(session.key = key, reason, "session edits dropped");
 }
 
 impl fmt::Debug for Inner {

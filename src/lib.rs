@@ -1,4 +1,53 @@
-//! Server-side sessions for Axum and any Tower stack.
+//! Server-side sessions for axum and any Tower stack: a logout is final, and no concurrent update is
+//! lost.
+//!
+//! A [`SessionLayer`] finds a signed session id in a cookie, loads the session from a
+//! [`SessionStore`] when a handler asks for it, and stores what has changed before the response
+//! leaves. Handlers work with a [`Session`].
+//!
+//! ```
+//! # #[cfg(all(feature = "axum", feature = "memory"))] {
+//! use axum::{Router, routing::get};
+//! use session_layer::{Session, SessionError, SessionLayer, SigningKeys, store::MemoryStore};
+//!
+//! let keys = SigningKeys::generate()?; // in production: SigningKeys::from_env("SESSION_SECRET")?
+//! let app: Router = Router::new()
+//!     .route("/", get(visits))
+//!     .layer(SessionLayer::new(MemoryStore::new(), keys));
+//!
+//! async fn visits(session: Session) -> Result<String, SessionError> {
+//!     let visits = session.update("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
+//!     Ok(format!("visit {visits}"))
+//! }
+//! # }
+//! # Ok::<(), session_layer::ConfigError>(())
+//! ```
+//!
+//! # Where things are
+//!
+//! | to | see |
+//! | --- | --- |
+//! | read and change a session | [`Session`] |
+//! | load it only when needed, or without axum | [`LazySession`] |
+//! | reach a session without its request | [`Sessions`] |
+//! | set lifetimes, the cookie, limits | [`SessionConfig`] |
+//! | make and rotate signing keys | [`SigningKeys`] |
+//! | choose a store | [`store`] |
+//! | write a store | [`SessionStore`], `conformance` |
+//!
+//! # Features
+//!
+//! | feature | adds | default |
+//! | --- | --- | --- |
+//! | `axum` | the extractors; `SessionError` as a response | yes |
+//! | `memory`, `null`, `file`, `sqlite` | a store each | `memory` |
+//! | `conformance` | the store contract as test cases; not covered by semver | no |
+//! | `full` | all of these | no |
+//!
+//! # Scope
+//!
+//! Sessions: the cookie, its signature, the data, its lifetime. Not users, passwords or permissions,
+//! and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
 #![forbid(unsafe_code)]
 
 mod commit;
@@ -33,3 +82,8 @@ pub use crate::session::Session;
 pub use crate::sessions::Sessions;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
+
+/// The README, whose example is compiled with the documentation tests.
+#[cfg(all(doctest, feature = "axum", feature = "sqlite"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

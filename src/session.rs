@@ -128,6 +128,10 @@ impl Session {
     }
 
     /// Removes a value, and says whether there was one.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "it is called for what it removes"
+    )]
     pub fn remove(&self, key: &str) -> bool {
         self.loaded().state().remove(key).is_some()
     }

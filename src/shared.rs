@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderValue;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::config::{Policy, SessionConfig};
 use crate::cookie::CookieTemplate;
@@ -45,6 +46,10 @@ pub(crate) enum Found {
         record: Record,
         meta: Meta,
         payload: Payload,
+        /// How long it would live if it were renewed ...
+        full: Duration,
+        /// ... at this time, in milliseconds since 1970.
+        now: u64,
     },
 }
 
@@ -81,6 +86,11 @@ impl Shared {
     /// Reads what stands under `key`. What cannot be read, and what is older than allowed, counts as
     /// absent.
     pub(crate) async fn load(&self, key: &SessionKey) -> Result<Found, StoreError> {
+        let span = tracing::debug_span!("session_load", session.key = %key);
+        self.read(key).instrument(span).await
+    }
+
+    async fn read(&self, key: &SessionKey) -> Result<Found, StoreError> {
         let loaded = within(self.policy.store_timeout, self.store.load(key)).await;
         let record = match loaded {
             Ok(Some(record)) => record,
@@ -99,15 +109,18 @@ impl Shared {
         };
         match Payload::parse(record.payload().clone(), &self.policy.limits) {
             Ok((Head::Live(meta), payload)) => {
-                if state::full_ttl(&self.policy, &meta, self.now()).is_none() {
+                let now = self.now();
+                let Some(full) = state::full_ttl(&self.policy, &meta, now) else {
                     tracing::debug!(session.key = %key, "session past its absolute timeout ignored");
                     return Ok(Found::Absent);
-                }
+                };
                 tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
                 Ok(Found::Live {
                     record,
                     meta,
                     payload,
+                    full,
+                    now,
                 })
             }
             Ok((Head::Ended { successor }, _)) => {
@@ -155,7 +168,8 @@ pub(crate) async fn within<T>(
     {
         return ready;
     }
-    tokio::time::timeout(limit, answer)
+    // Boxed, so that only those who wait make room for a timer.
+    Box::pin(tokio::time::timeout(limit, answer))
         .await
         .unwrap_or_else(|_| {
             Err(StoreError::new(

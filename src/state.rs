@@ -397,6 +397,10 @@ impl State {
     }
 
     fn measure(&mut self) {
+        if self.batches.is_empty() {
+            (self.count, self.size) = (self.base.len(), self.base.data_len());
+            return;
+        }
         let entries = edits::entries(&self.base, &self.batches);
         let size = entries
             .iter()
@@ -468,7 +472,12 @@ impl State {
                 Identity::Stored(stored) => Some(stored.clone()),
                 Identity::Anonymous | Identity::Ended(_) => None,
             },
-            base: self.base.clone(),
+            base: if plan.writes() {
+                let empty = Payload::empty(self.base.format());
+                std::mem::replace(&mut self.base, empty)
+            } else {
+                self.base.clone()
+            },
             meta: self.meta,
             batches: Vec::new(),
             attempts: Vec::new(),
@@ -587,10 +596,12 @@ impl State {
     /// Drops what the response does not store, and says whether that was anything.
     pub(crate) fn drop_edits(&mut self) -> bool {
         let dropped = self.has_edits() || self.rotate;
-        self.drop_batches();
         self.attempts.clear();
         self.rotate = false;
-        self.measure();
+        if !self.batches.is_empty() {
+            self.drop_batches();
+            self.measure();
+        }
         dropped
     }
 
@@ -784,5 +795,5 @@ pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duratio
 
 /// Whether so much of `full` has passed that it is to be renewed.
 pub(crate) fn is_due(policy: &Policy, full: Duration, passed: Duration) -> bool {
-    policy.refresh_share == 0.0 || passed > full.mul_f64(policy.refresh_share)
+    policy.refresh_share == 0.0 || passed.as_secs_f64() > full.as_secs_f64() * policy.refresh_share
 }

@@ -76,7 +76,7 @@ fn routes(kept: Kept, gate: Arc<Notify>) -> Router {
             "/add-and-panic",
             get(|session: Session| async move {
                 session.insert("n", 99).unwrap();
-                if session.len() > 0 {
+                if !session.is_empty() {
                     panic!("on purpose");
                 }
             }),

@@ -165,6 +165,21 @@ impl Payload {
         self.entries.len()
     }
 
+    /// The bytes of all keys and values, as they are written, without what goes around them.
+    pub(crate) fn data_len(&self) -> usize {
+        let len = |span: Span| (span.end - span.start) as usize;
+        self.entries
+            .iter()
+            .map(|entry| {
+                len(entry.value)
+                    + match &entry.key {
+                        Key::At(span) => len(*span),
+                        Key::Unescaped(key) => json::key_len(key),
+                    }
+            })
+            .sum()
+    }
+
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
         let entry = self.entries.get(self.position(key)?)?;
         Some(entry.value.of(&self.bytes))

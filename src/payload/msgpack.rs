@@ -13,34 +13,29 @@ const TOO_DEEP: Malformed = Malformed("nested deeper than allowed");
 /// One item without its children: where the next begins, and how many children follow.
 fn item(bytes: &[u8], at: usize) -> Result<(usize, u64), Malformed> {
     let marker = *bytes.get(at).ok_or(TRUNCATED)?;
-    let after = at + 1;
-    let number = |width: usize| -> Result<u64, Malformed> {
-        let digits = bytes.get(after..after + width).ok_or(TRUNCATED)?;
-        Ok(digits
-            .iter()
-            .fold(0, |sum, digit| sum << 8 | u64::from(*digit)))
-    };
-    // The width of a length field, as the three sizes of a family encode it.
-    let width = |first: u8| 1usize << (marker - first);
+    let after = at as u64 + 1;
     let (next, children) = match marker {
-        0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (after as u64, 0),
-        0x80..=0x8f => (after as u64, 2 * u64::from(marker & 0x0f)),
-        0x90..=0x9f => (after as u64, u64::from(marker & 0x0f)),
-        0xa0..=0xbf => (after as u64 + u64::from(marker & 0x1f), 0),
-        0xc4..=0xc6 => ((after + width(0xc4)) as u64 + number(width(0xc4))?, 0),
-        0xc7..=0xc9 => ((after + width(0xc7)) as u64 + 1 + number(width(0xc7))?, 0),
-        0xca => (after as u64 + 4, 0),
-        0xcb => (after as u64 + 8, 0),
-        0xcc..=0xcf => ((after + width(0xcc)) as u64, 0),
-        0xd0..=0xd3 => ((after + width(0xd0)) as u64, 0),
-        0xd4..=0xd8 => ((after + 1 + width(0xd4)) as u64, 0),
-        0xd9..=0xdb => ((after + width(0xd9)) as u64 + number(width(0xd9))?, 0),
-        0xdc | 0xdd => ((after + 2 * width(0xdc)) as u64, number(2 * width(0xdc))?),
-        0xde | 0xdf => (
-            (after + 2 * width(0xde)) as u64,
-            2 * number(2 * width(0xde))?,
-        ),
+        0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (after, 0),
+        0x80..=0x8f => (after, 2 * u64::from(marker & 0x0f)),
+        0x90..=0x9f => (after, u64::from(marker & 0x0f)),
+        0xa0..=0xbf => (after + u64::from(marker & 0x1f), 0),
         0xc1 => return Err(Malformed("not MessagePack")),
+        0xc4 | 0xd9 => (after + 1 + number::<1>(bytes, at)?, 0),
+        0xc5 | 0xda => (after + 2 + number::<2>(bytes, at)?, 0),
+        0xc6 | 0xdb => (after + 4 + number::<4>(bytes, at)?, 0),
+        // An extension has its type before its bytes.
+        0xc7 => (after + 1 + 1 + number::<1>(bytes, at)?, 0),
+        0xc8 => (after + 2 + 1 + number::<2>(bytes, at)?, 0),
+        0xc9 => (after + 4 + 1 + number::<4>(bytes, at)?, 0),
+        0xca => (after + 4, 0),
+        0xcb => (after + 8, 0),
+        0xcc..=0xcf => (after + (1 << (marker - 0xcc)), 0),
+        0xd0..=0xd3 => (after + (1 << (marker - 0xd0)), 0),
+        0xd4..=0xd8 => (after + 1 + (1 << (marker - 0xd4)), 0),
+        0xdc => (after + 2, number::<2>(bytes, at)?),
+        0xdd => (after + 4, number::<4>(bytes, at)?),
+        0xde => (after + 2, 2 * number::<2>(bytes, at)?),
+        0xdf => (after + 4, 2 * number::<4>(bytes, at)?),
     };
     if next > bytes.len() as u64 {
         return Err(TRUNCATED);
@@ -48,12 +43,32 @@ fn item(bytes: &[u8], at: usize) -> Result<(usize, u64), Malformed> {
     Ok((next as usize, children))
 }
 
+/// The length field of `WIDTH` bytes behind the marker at `at`.
+fn number<const WIDTH: usize>(bytes: &[u8], at: usize) -> Result<u64, Malformed> {
+    let digits = bytes
+        .get(at + 1..)
+        .and_then(|rest| rest.first_chunk::<WIDTH>())
+        .ok_or(TRUNCATED)?;
+    Ok(digits
+        .iter()
+        .fold(0, |sum, digit| sum << 8 | u64::from(*digit)))
+}
+
 /// The end of the value at `at`, and how deep it is nested: 0 for a scalar.
 fn skip(bytes: &[u8], at: usize, max_depth: usize) -> Result<(usize, usize), Malformed> {
-    let (mut at, mut children) = item(bytes, at)?;
-    if children == 0 {
-        return Ok((at, 0));
+    match item(bytes, at)? {
+        (next, 0) => Ok((next, 0)),
+        (next, children) => skip_children(bytes, next, children, max_depth),
     }
+}
+
+#[inline(never)]
+fn skip_children(
+    bytes: &[u8],
+    mut at: usize,
+    mut children: u64,
+    max_depth: usize,
+) -> Result<(usize, usize), Malformed> {
     let mut open = Vec::new();
     let mut deepest = 0;
     loop {
@@ -87,19 +102,19 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Entry>, Malform
     }
     let mut entries = Vec::with_capacity(count as usize);
     for _ in 0..count {
-        let header = match bytes.get(at) {
-            Some(0xa0..=0xbf) => 1,
-            Some(0xd9) => 2,
-            Some(0xda) => 3,
-            Some(0xdb) => 5,
+        let (header, end) = match bytes.get(at) {
+            Some(marker @ 0xa0..=0xbf) => (1, at + 1 + usize::from(marker & 0x1f)),
+            Some(0xd9) => (2, item(bytes, at)?.0),
+            Some(0xda) => (3, item(bytes, at)?.0),
+            Some(0xdb) => (5, item(bytes, at)?.0),
             Some(_) => return Err(Malformed("a key that is no string")),
             None => return Err(TRUNCATED),
         };
-        let (end, _) = item(bytes, at)?;
-        let key = Span::new(at + header, end);
-        if std::str::from_utf8(key.of(bytes)).is_err() {
+        let key = bytes.get(at + header..end).ok_or(TRUNCATED)?;
+        if !key.is_ascii() && std::str::from_utf8(key).is_err() {
             return Err(Malformed("a key that is not UTF-8"));
         }
+        let key = Span::new(at + header, end);
         let (next, _) = skip(bytes, end, limits.depth)?;
         entries.push(Entry {
             key: Key::At(key),

@@ -1,0 +1,140 @@
+//! What the crate tells `tracing`. One test, in a program of its own: which events are looked at is
+//! decided for a whole process.
+
+mod support;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use session_layer::{Session, StoreErrorKind};
+use support::{Browser, Fault, Verb, app};
+
+fn routes() -> Router {
+    Router::new()
+        .route(
+            "/who",
+            get(|session: Session| async move {
+                session.get::<String>("user").map(Option::unwrap_or_default)
+            }),
+        )
+        .route(
+            "/login",
+            get(|session: Session| async move {
+                session.cycle_id();
+                session.insert("user", "ada-the-secret-name")
+            }),
+        )
+        .route(
+            "/visit",
+            get(|session: Session| async move {
+                session
+                    .update("visits", |n: Option<u32>| n.unwrap_or(0) + 1)
+                    .map(drop)
+            }),
+        )
+        .route(
+            "/logout",
+            get(|session: Session| async move { session.flush() }),
+        )
+}
+
+/// Everything the crate says, at the finest level.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_log_tells_what_happened_but_no_secret() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer({
+            let log = log.clone();
+            move || log.clone()
+        })
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let app = app(routes());
+    let mut secrets = vec![support::KEY.to_owned(), "ada-the-secret-name".to_owned()];
+    let mut browser = Browser::default();
+    for path in ["/visit", "/login", "/visit", "/who"] {
+        browser.get(&app.router, path).await;
+        secrets.push(browser.cookie());
+    }
+    app.clock.advance(Duration::from_secs(10 * 86_400));
+    browser.get(&app.router, "/who").await;
+    secrets.push(browser.cookie());
+    let conflict = Fault::First(Arc::new(|store| {
+        for entry in store.records().values_mut() {
+            entry.revision = session_layer::Revision::generate();
+        }
+    }));
+    app.store.fault(Verb::Update, conflict);
+    browser.get(&app.router, "/visit").await;
+    browser.get(&app.router, "/login").await;
+    secrets.push(browser.cookie());
+    let old = browser.clone();
+    app.store
+        .fault(Verb::Load, Fault::Fail(StoreErrorKind::Unavailable));
+    browser.get(&app.router, "/who").await;
+    app.store
+        .fault(Verb::Create, Fault::Fail(StoreErrorKind::Timeout));
+    browser.get(&app.router, "/login").await;
+    browser.get(&app.router, "/logout").await;
+    old.clone().get(&app.router, "/visit").await;
+    Browser::with_cookie("forged")
+        .get(&app.router, "/who")
+        .await;
+    Browser::with_cookie(format!("1{}", "A".repeat(96)))
+        .get(&app.router, "/who")
+        .await;
+    tracing::info!(
+        "{:?} {:?} {:?}",
+        app.layer,
+        app.layer.sessions(),
+        support::keys()
+    );
+
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for event in [
+        "session loaded",
+        "session created",
+        "session updated",
+        "session changed meanwhile",
+        "session touched",
+        "session rotated",
+        "session ended",
+        "reason=\"malformed\"",
+        "reason=\"signature does not verify\"",
+        "session not loaded",
+        "session not stored",
+        "session edits dropped",
+        "reason=\"the session has ended\"",
+        "session_load{session.key=",
+        "session_commit{session.key=",
+        "session.key=",
+    ] {
+        assert!(log.contains(event), "no {event:?} in\n{log}");
+    }
+    for secret in secrets {
+        assert!(!log.contains(&secret), "{secret:?} in\n{log}");
+        if let Some(id) = secret.get(1..43) {
+            assert!(!log.contains(id), "{id:?} in\n{log}");
+        }
+    }
+}
