@@ -126,10 +126,8 @@ impl Commit<'_> {
         &self,
         work: &mut Work,
     ) -> Result<(SessionId, Stored), SessionError> {
-        let (meta, payload) = work.payload();
-        // It begins now, so that no absolute timeout can have passed.
-        let ttl = full_ttl(&self.shared.policy, meta, meta.created.unwrap_or_default())
-            .unwrap_or(self.shared.policy.idle);
+        let (_, payload) = work.payload();
+        let ttl = self.new_ttl(work);
         for _ in 0..MAX_DRAWS {
             let id = SessionId::generate()?;
             let key = id.key();
@@ -144,6 +142,7 @@ impl Commit<'_> {
                         id: Some(id),
                         key,
                         record: record.with_token(token),
+                        as_of: self.shared.now(),
                     };
                     return Ok((id, stored));
                 }
@@ -169,7 +168,7 @@ impl Commit<'_> {
             // What was read is most likely out of date; a turn and a fresh look save a failed write.
             match Box::pin(self.after_conflict(work, &mut stored)).await? {
                 Conflict::Again => replayed = true,
-                Conflict::Landed(record) => return Ok(landed(stored, record)),
+                Conflict::Landed(record) => return Ok(self.landed(stored, record)),
                 Conflict::Ended => return Ok(ended(&key)),
             }
         }
@@ -195,13 +194,14 @@ impl Commit<'_> {
                     tracing::debug!(session.key = %key, "session updated");
                     let record = Record::new(revision, payload.bytes().clone(), ttl);
                     stored.record = record.with_token(token);
+                    stored.as_of = self.shared.now();
                     return Ok(Outcome::Stored { stored, replayed });
                 }
                 Ok(UpdateOutcome::Gone) => return Ok(ended(&key)),
                 Ok(UpdateOutcome::Conflict) => {
                     match Box::pin(self.after_conflict(work, &mut stored)).await? {
                         Conflict::Again => replayed = true,
-                        Conflict::Landed(record) => return Ok(landed(stored, record)),
+                        Conflict::Landed(record) => return Ok(self.landed(stored, record)),
                         Conflict::Ended => return Ok(ended(&key)),
                     }
                 }
@@ -244,6 +244,7 @@ impl Commit<'_> {
             Reread::Replayed => {}
         }
         stored.record = record;
+        stored.as_of = now;
         work.stored = Some(stored.clone());
         Ok(Conflict::Again)
     }
@@ -272,6 +273,7 @@ impl Commit<'_> {
                     ttl,
                 );
                 stored.record = touched.with_token(token);
+                stored.as_of = self.shared.now();
                 Ok(Outcome::Stored {
                     stored,
                     replayed: false,
@@ -346,11 +348,9 @@ impl Commit<'_> {
         new: &mut Stored,
         replayed: &mut bool,
     ) -> Result<Buried, (SessionError, bool)> {
-        let mut failed_before = false;
+        let mut may_be_buried = false;
         loop {
-            let ambiguous = failed_before;
-            let certain = |error| (error, ambiguous);
-            self.time_left().map_err(certain)?;
+            self.time_left().map_err(|error| (error, may_be_buried))?;
             let revision = Revision::generate();
             match self
                 .bury(&old.key, &old.record, Some(&new.key), revision)
@@ -364,11 +364,12 @@ impl Commit<'_> {
                 // It may still arrive; a second tombstone beside it would say the same, and one of
                 // the two at most gets in. Left alone, a logout that sees the old record only would
                 // miss the new one.
-                Err(_) if !failed_before => failed_before = true,
+                Err(_) if !may_be_buried => may_be_buried = true,
                 Err(error) => return Err((error, true)),
             }
-            self.queue(&old.key).await.map_err(certain)?;
-            let found = self.read(&old.key).await.map_err(certain)?;
+            let uncertain = |error| (error, may_be_buried);
+            self.queue(&old.key).await.map_err(uncertain)?;
+            let found = self.read(&old.key).await.map_err(uncertain)?;
             let (record, meta, payload) = match found {
                 Found::Live {
                     record,
@@ -383,6 +384,9 @@ impl Commit<'_> {
                 old.record = record;
                 continue;
             }
+            // Every tombstone so far was for another revision, and can no longer get in.
+            may_be_buried = false;
+            let certain = |error| (error, false);
             let now = self.shared.now();
             match work
                 .reread(record.revision(), meta, payload, &self.shared.policy, now)
@@ -403,8 +407,8 @@ impl Commit<'_> {
 
     /// Writes the edits, replayed, over the new record of a rotation, which nobody else knows.
     async fn refresh(&self, work: &mut Work, new: &mut Stored) -> Result<(), SessionError> {
-        let ttl = new.record.ttl();
         let (_, payload) = work.payload();
+        let ttl = self.new_ttl(work);
         let record = NewRecord::new(Revision::generate(), payload.bytes(), ttl);
         match self
             .call(
@@ -419,6 +423,7 @@ impl Commit<'_> {
             UpdateOutcome::Updated(token) => {
                 let written = Record::new(record.revision(), payload.bytes().clone(), ttl);
                 new.record = written.with_token(token);
+                new.as_of = self.shared.now();
                 Ok(())
             }
             UpdateOutcome::Conflict | UpdateOutcome::Gone => Err(SessionError::new(
@@ -488,20 +493,31 @@ impl Commit<'_> {
         full_ttl(&self.shared.policy, meta, self.shared.now())
     }
 
+    /// The same for a session that begins now, so that no absolute timeout can have passed.
+    fn new_ttl(&self, work: &Work) -> Duration {
+        let (meta, _) = work.payload();
+        full_ttl(&self.shared.policy, meta, meta.created.unwrap_or_default())
+            .unwrap_or(self.shared.policy.idle)
+    }
+
+    fn landed(&self, stored: Stored, record: Record) -> Outcome {
+        tracing::debug!(session.key = %stored.key, "an earlier write had arrived");
+        Outcome::Stored {
+            stored: Stored {
+                record,
+                as_of: self.shared.now(),
+                ..stored
+            },
+            replayed: true,
+        }
+    }
+
     fn time_left(&self) -> Result<Duration, SessionError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(out_of_time());
         }
         Ok(left)
-    }
-}
-
-fn landed(stored: Stored, record: Record) -> Outcome {
-    tracing::debug!(session.key = %stored.key, "an earlier write had arrived");
-    Outcome::Stored {
-        stored: Stored { record, ..stored },
-        replayed: true,
     }
 }
 

@@ -53,19 +53,20 @@ impl Batch {
         }
     }
 
-    pub(crate) fn set(&mut self, key: &str, value: Bytes, format: Format) {
+    /// Answers the closures that this makes superfluous, as do the next ones.
+    pub(crate) fn set(&mut self, key: &str, value: Bytes, format: Format) -> Vec<Updater> {
         self.format = Some(format);
         let edits = self.edits_of(key);
         edits.base = Base::Set(value.clone());
-        edits.updates.clear();
         edits.current = Some(value);
+        std::mem::take(&mut edits.updates)
     }
 
-    pub(crate) fn remove(&mut self, key: &str) {
+    pub(crate) fn remove(&mut self, key: &str) -> Vec<Updater> {
         let edits = self.edits_of(key);
         edits.base = Base::Removed;
-        edits.updates.clear();
         edits.current = None;
+        std::mem::take(&mut edits.updates)
     }
 
     /// Keeps `updater`, whose outcome on what is there now is `value`.
@@ -77,13 +78,21 @@ impl Batch {
     }
 
     /// Takes back what was done to a key, because it comes to nothing.
-    pub(crate) fn forget(&mut self, key: &str) {
-        self.keys.retain(|edits| *edits.key != *key);
+    pub(crate) fn forget(&mut self, key: &str) -> Vec<Updater> {
+        match self.keys.iter().position(|edits| *edits.key == *key) {
+            Some(at) => self.keys.remove(at).updates,
+            None => Vec::new(),
+        }
     }
 
-    pub(crate) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) -> Vec<Updater> {
         self.cleared = true;
-        self.keys.clear();
+        let keys = self.keys.drain(..);
+        keys.flat_map(|edits| edits.updates).collect()
+    }
+
+    pub(crate) fn into_updaters(self) -> impl Iterator<Item = Updater> {
+        self.keys.into_iter().flat_map(|edits| edits.updates)
     }
 
     pub(crate) fn set_lifetime(&mut self, lifetime: Option<u64>) {
@@ -118,7 +127,7 @@ impl Batch {
 
     pub(crate) fn apply_to_meta(&self, meta: &mut Meta) {
         if self.cleared {
-            meta.generation += 1;
+            meta.generation = meta.generation.wrapping_add(1);
         }
         if let Some(lifetime) = self.lifetime {
             meta.lifetime = lifetime;

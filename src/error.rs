@@ -137,7 +137,11 @@ pub enum SessionErrorKind {
 ///
 /// With the `axum` feature it is a response: 503 where the store failed, 409 where the session has
 /// ended meanwhile, 500 otherwise, with a short plain-text body that gives nothing away.
-#[derive(Debug, Clone)]
+///
+/// `Display` and `Debug` are safe to log. The [`source`](Error::source) of a
+/// [`Decode`](SessionErrorKind::Decode) error is not: it is the format's own error, which may quote the
+/// value.
+#[derive(Clone)]
 pub struct SessionError {
     kind: SessionErrorKind,
     message: Cow<'static, str>,
@@ -187,6 +191,18 @@ impl SessionError {
 impl From<StoreError> for SessionError {
     fn from(error: StoreError) -> Self {
         Self::new(SessionErrorKind::Store, error.kind().to_string()).with_source(error)
+    }
+}
+
+impl fmt::Debug for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("SessionError");
+        out.field("kind", &self.kind)
+            .field("message", &self.message);
+        if let Some(error) = self.store_error() {
+            out.field("source", error);
+        }
+        out.finish_non_exhaustive()
     }
 }
 

@@ -128,9 +128,10 @@ impl<H> SessionLayer<H> {
     /// Waits until every commit that goes on in the background, because its client has hung up, is
     /// done: for a shutdown, after the server has stopped to accept requests.
     pub async fn drain(&self) {
+        // Closing is what makes `wait` end; it keeps no later commit out. Opening again would leave
+        // another `drain` waiting.
         self.shared.background.close();
         self.shared.background.wait().await;
-        self.shared.background.reopen();
     }
 }
 

@@ -1,6 +1,7 @@
 //! `LazySession`: what the layer puts into a request, and how it becomes a [`Session`].
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tracing::Instrument;
 
 use crate::commit;
 use crate::cookie::CookieHeaders;
+use crate::edits::Updater;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::SessionKey;
 use crate::session::Session;
@@ -75,10 +77,8 @@ impl LazySession {
     /// in that the response then is a 503 that removes the cookie. Otherwise like
     /// [`Session::flush`].
     pub fn flush(&self) {
-        match self.0.loaded() {
-            Some(Ok(loaded)) => loaded.state().flush(&self.0.shared.policy),
-            Some(Err(_)) | None => self.0.flush_unloaded.store(true, Ordering::Release),
-        }
+        self.0.flush_unloaded.store(true, Ordering::SeqCst);
+        self.0.apply_flush();
     }
 
     pub(crate) fn new(shared: Arc<Shared>, cookies: CookieHeaders) -> Self {
@@ -102,6 +102,7 @@ pub(crate) struct Inner {
     source: Source,
     /// Boxed, because most requests never load their session.
     loaded: OnceCell<Result<Box<Loaded>, SessionError>>,
+    /// A `flush` was asked for that the loaded session does not know of yet.
     flush_unloaded: AtomicBool,
     /// No cookie can be set any more.
     head_sent: AtomicBool,
@@ -126,9 +127,41 @@ impl Loaded {
         })
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> StateGuard<'_> {
         // Nothing that can panic runs under this lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        StateGuard {
+            state,
+            litter: Vec::new(),
+        }
+    }
+}
+
+/// The state of a session, for as long as nobody else may look at it. What the application's closures
+/// own is dropped after that, because dropping runs the application's code.
+pub(crate) struct StateGuard<'a> {
+    // In this order: first unlocked, then dropped.
+    state: MutexGuard<'a, State>,
+    litter: Vec<Updater>,
+}
+
+impl Deref for StateGuard<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for StateGuard<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for StateGuard<'_> {
+    fn drop(&mut self) {
+        self.litter = self.state.take_litter();
     }
 }
 
@@ -158,23 +191,32 @@ impl Inner {
     }
 
     pub(crate) async fn load(&self) -> Result<&Loaded, SessionError> {
-        self.loaded
-            .get_or_init(|| async {
-                match &self.source {
-                    Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(State::without_record(
-                        &self.shared.policy,
-                        Identity::Anonymous,
-                        false,
-                    ))),
-                    // Boxed, because the handler's future holds this one: axum boxes that, and
-                    // allocations over a kilobyte are slow.
-                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
-                    Source::Key(key) => Box::pin(self.look_up(key)).await,
-                }
-            })
-            .await
-            .as_deref()
-            .map_err(Clone::clone)
+        let loaded =
+            self.loaded
+                .get_or_init(|| async {
+                    match &self.source {
+                        Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(
+                            State::without_record(&self.shared.policy, Identity::Anonymous, false),
+                        )),
+                        // Boxed, because the handler's future holds this one: axum boxes that, and
+                        // allocations over a kilobyte are slow.
+                        Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
+                        Source::Key(key) => Box::pin(self.look_up(key)).await,
+                    }
+                })
+                .await
+                .as_deref()
+                .map_err(Clone::clone)?;
+        self.apply_flush();
+        Ok(loaded)
+    }
+
+    fn apply_flush(&self) {
+        if let Some(Ok(loaded)) = self.loaded()
+            && self.flush_unloaded.swap(false, Ordering::SeqCst)
+        {
+            loaded.state().flush(&self.shared.policy);
+        }
     }
 
     /// The outcome of loading, if that has been tried.
@@ -213,14 +255,19 @@ impl Inner {
                             "two valid session cookies; the first with a live session counts"
                         );
                     }
-                    let age = Duration::from_millis(now.saturating_sub(verified.issued));
+                    let age = Duration::from_millis(now.abs_diff(verified.issued));
                     let seen = Seen {
                         carried_cookie,
                         touch_due: is_due(&shared.policy, full, full.abs_diff(record.ttl())),
                         cookie_due: verified.old_key || is_due(&shared.policy, full, age),
                     };
                     let id = Some(verified.id);
-                    let stored = Stored { id, key, record };
+                    let stored = Stored {
+                        id,
+                        key,
+                        record,
+                        as_of: now,
+                    };
                     let identity = Identity::Stored(stored);
                     return Ok(Loaded::new(State::new(identity, payload, meta, seen)));
                 }
@@ -254,6 +301,7 @@ impl Inner {
                     id: None,
                     key: *key,
                     record,
+                    as_of: shared.now(),
                 };
                 State::new(Identity::Stored(stored), payload, meta, Seen::default())
             }
@@ -263,23 +311,29 @@ impl Inner {
         }))
     }
 
-    /// Stores what has been done so far; with a `limit`, that of a request whose head is leaving.
-    async fn commit(&self, loaded: &Loaded, edits: bool) -> Result<(), SessionError> {
+    /// Stores what has been done so far. The `last` commit of a request draws a line: what was done
+    /// before it, and is not stored by it, is dropped.
+    async fn commit(&self, loaded: &Loaded, edits: bool, last: bool) -> Result<(), SessionError> {
         let shared = &*self.shared;
+        let mut too_late = None;
         let mut work = {
             let mut state = loaded.state();
-            let plan = state.plan(edits);
+            let mut plan = state.plan(edits);
             if self.head_sent.load(Ordering::Acquire) && plan.needs_cookie {
-                return Err(SessionError::new(
+                too_late = Some(SessionError::new(
                     SessionErrorKind::CookieTooLate,
                     "this change needs a cookie, which can no longer be sent",
                 ));
+                // A logout needs none, and never has to wait.
+                plan = Plan::end_only(plan.end);
+            } else if last {
+                drop_unplanned(&mut state, plan);
             }
             if !plan.end && plan.store == StoreAction::Nothing {
                 state.accept(plan);
-                return Ok(());
+                return too_late.map_or(Ok(()), Err);
             }
-            state.begin(plan, shared.now())
+            state.begin(plan, last, shared.now())
         };
         let span = tracing::debug_span!(
             "session_commit",
@@ -288,23 +342,28 @@ impl Inner {
             action = ?work.plan.store,
         );
         let (outcome, result) = commit::perform(shared, &mut work).instrument(span).await;
-        let replay = loaded.state().settle(work, outcome, &shared.policy);
+        let key = work.stored.as_ref().map(|stored| stored.key);
+        let replay = loaded.state().settle(&mut work, outcome, &shared.policy);
+        if result.is_err() && work.is_lost() {
+            edits_dropped(key, "they could not be stored");
+        }
         if replay {
             self.replay_later_edits(loaded);
         }
-        result
+        too_late.map_or(result, Err)
     }
 
     /// Does edits that came while a commit was under way again on the data that it found. Runs
     /// closures given to `update`, so not under the lock.
     fn replay_later_edits(&self, loaded: &Loaded) {
         loop {
-            let (base, mut batches) = loaded.state().take_batches();
+            let (base, mut batches, flushes) = loaded.state().take_batches();
             if let Err(error) = crate::edits::replay(&base, &mut batches) {
                 tracing::warn!(%error, "edits made during a commit were dropped");
+                loaded.state().lose(error);
                 return;
             }
-            if !loaded.state().return_batches(batches) {
+            if !loaded.state().return_batches(batches, flushes) {
                 return;
             }
         }
@@ -315,7 +374,7 @@ impl Inner {
         let loaded = self.load().await?;
         let _turn = loaded.committing.lock().await;
         let had_session = matches!(loaded.state().identity(), Identity::Stored(_));
-        self.commit(loaded, true).await?;
+        self.commit(loaded, true, false).await?;
         let mut state = loaded.state();
         if matches!(state.identity(), Identity::Ended(_)) && (had_session || state.is_modified()) {
             state.drop_edits();
@@ -324,7 +383,7 @@ impl Inner {
                 "the session was ended by another request; its edits are dropped",
             ));
         }
-        Ok(())
+        state.take_lost().map_or(Ok(()), Err)
     }
 
     /// The answer, if it takes no store to find it. `edits`: whether this response's edits count.
@@ -343,6 +402,7 @@ impl Inner {
                 if state.is_committing() || plan.end || plan.store != StoreAction::Nothing {
                     return None;
                 }
+                drop_unplanned(&mut state, plan);
                 state.accept(plan);
                 Some(self.close(&mut state, None))
             }
@@ -364,44 +424,20 @@ impl Inner {
             }
         };
         let _turn = loaded.committing.lock().await;
-        if flush {
-            loaded.state().flush(&self.shared.policy);
-        }
-        let result = self.commit(loaded, edits).await;
+        let result = self.commit(loaded, edits, true).await;
         let mut state = loaded.state();
         self.close(&mut state, result.err())
     }
 
-    /// Draws the line under the request: what is not stored by now is dropped.
+    /// Finds what the browser is to be told. After this, no cookie can be set.
     fn close(&self, state: &mut State, error: Option<SessionError>) -> Answer {
         self.head_sent.store(true, Ordering::Release);
-        let key = match state.identity() {
-            Identity::Stored(stored) => Some(stored.key),
-            Identity::Ended(key) => Some(*key),
-            Identity::Anonymous => None,
-        };
-        if state.drop_edits() {
-            let reason = match (&error, state.identity()) {
-                (Some(_), _) => "they could not be stored",
-                (None, Identity::Ended(_)) => "the session has ended",
-                (None, Identity::Anonymous | Identity::Stored(_)) => {
-                    "the response is a server error"
-                }
-            };
-            let key = key.map(tracing::field::display);
-            tracing::info!(session.key = key, reason, "session edits dropped");
-        }
         let set_cookie = match (state.cookie(), state.identity()) {
-            (
-                CookieAction::Set,
-                Identity::Stored(Stored {
-                    id: Some(id),
-                    record,
-                    ..
-                }),
-            ) => {
+            (CookieAction::Set, Identity::Stored(stored)) => {
                 let permanent = state.is_permanent(&self.shared.policy);
-                self.shared.set_cookie(id, record.ttl(), permanent)
+                let left = stored.ttl_at(self.shared.now());
+                let id = stored.id.as_ref().filter(|_| !left.is_zero());
+                id.and_then(|id| self.shared.set_cookie(id, left, permanent))
             }
             (CookieAction::Remove, _) => self.shared.cookie.remove(),
             (CookieAction::Set | CookieAction::Keep, _) => None,
@@ -434,6 +470,25 @@ impl Inner {
     }
 }
 
+/// What the last commit of a request will not store is not to be stored by a later `save` either.
+fn drop_unplanned(state: &mut State, plan: Plan) {
+    if plan.writes() || !state.drop_edits() {
+        return;
+    }
+    match state.identity() {
+        Identity::Stored(stored) => {
+            edits_dropped(Some(stored.key), "the response is a server error")
+        }
+        Identity::Ended(key) => edits_dropped(Some(*key), "the session has ended"),
+        Identity::Anonymous => edits_dropped(None, "the response is a server error"),
+    }
+}
+
+fn edits_dropped(key: Option<SessionKey>, reason: &str) {
+    let key = key.map(tracing::field::display);
+    tracing::info!(session.key = key, reason, "session edits dropped");
+}
+
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Session");
@@ -452,10 +507,30 @@ impl fmt::Debug for Inner {
     }
 }
 
+impl Inner {
+    /// Ends a session that was flushed, but not loaded, after the response had left, or that could not
+    /// be loaded then.
+    fn flush_at_last(&mut self) {
+        if !std::mem::take(self.flush_unloaded.get_mut()) {
+            return;
+        }
+        let source = std::mem::replace(&mut self.source, Source::Cookies(CookieHeaders::None));
+        let again = Self::new(Arc::clone(&self.shared), source);
+        again.head_sent.store(true, Ordering::Release);
+        drop(Finish::new(&self.shared.background, async move {
+            if let Ok(loaded) = again.load().await {
+                loaded.state().flush(&again.shared.policy);
+                // A failure has already been reported.
+                let _ = again.commit(loaded, false, true).await;
+            }
+        }));
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         let Some(Ok(loaded)) = self.loaded.get_mut() else {
-            return;
+            return self.flush_at_last();
         };
         let state = loaded
             .state
@@ -473,7 +548,7 @@ impl Drop for Inner {
             let mut state = State::without_record(&shared.policy, Identity::Anonymous, false);
             state.end_also(endings);
             let plan: Plan = state.plan(false);
-            let mut work = state.begin(plan, shared.now());
+            let mut work = state.begin(plan, true, shared.now());
             // A failure has already been reported.
             let _ = commit::perform(&shared, &mut work).await;
         }));

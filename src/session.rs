@@ -94,11 +94,21 @@ impl Session {
     ///
     /// [`Decode`](SessionErrorKind::Decode) when the value is not a `T`; it then stays.
     pub fn take<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, SessionError> {
-        let value = self.get(key)?;
-        if value.is_some() {
-            self.remove(key);
+        loop {
+            let (before, format) = {
+                let state = self.loaded().state();
+                (state.get(key), state.format())
+            };
+            let Some(before) = before else {
+                return Ok(None);
+            };
+            let value = payload::decode_value(format, &before)?;
+            let mut state = self.loaded().state();
+            if state.get(key) == Some(before) && state.format() == format {
+                state.remove(key);
+                return Ok(Some(value));
+            }
         }
-        Ok(value)
     }
 
     /// Stores a value under a key. A value equal to what is there is no change.

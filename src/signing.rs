@@ -90,7 +90,12 @@ impl SigningKeys {
     /// When the variable is not set, is not UTF-8, or holds a key of fewer than 32 bytes.
     pub fn from_env(variable: &str) -> Result<Self, ConfigError> {
         let text = env::var(variable).map_err(|error| {
-            ConfigError::new(format!("environment variable {variable}: {error}"))
+            // The error's own text would print the value.
+            let reason = match error {
+                env::VarError::NotPresent => "it is not set",
+                env::VarError::NotUnicode(_) => "it is not UTF-8",
+            };
+            ConfigError::new(format!("environment variable {variable}: {reason}"))
         })?;
         let mut keys = Self { ring: Vec::new() };
         for key in text.split(',') {
@@ -345,6 +350,27 @@ mod tests {
         assert_eq!(format!("{ring:?}"), "SigningKeys(1 REDACTED)");
         let error = SigningKeys::new("hunter2hunter2").unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_that_is_no_text_is_not_printed() {
+        use std::os::unix::ffi::OsStrExt;
+        const VARIABLE: &str = "SESSION_LAYER_TEST_KEY";
+        const NAME: &str = "signing::tests::a_key_that_is_no_text_is_not_printed";
+        if env::var_os(VARIABLE).is_some() {
+            println!("refused: {}", SigningKeys::from_env(VARIABLE).unwrap_err());
+            return;
+        }
+        // A test cannot change its own environment safely.
+        let child = std::process::Command::new(env::current_exe().unwrap())
+            .args([NAME, "--exact", "--nocapture"])
+            .env(VARIABLE, std::ffi::OsStr::from_bytes(b"hunter2\xff"))
+            .output()
+            .unwrap();
+        let out = String::from_utf8_lossy(&child.stdout);
+        assert!(out.contains("refused: environment variable"), "{out}");
+        assert!(!out.contains("hunter2"), "{out}");
     }
 
     #[test]

@@ -29,6 +29,16 @@ pub(crate) struct Stored {
     pub(crate) id: Option<SessionId>,
     pub(crate) key: SessionKey,
     pub(crate) record: Record,
+    /// When the record had the lifetime that it says, in milliseconds since 1970.
+    pub(crate) as_of: u64,
+}
+
+impl Stored {
+    /// How much of the record's lifetime is left.
+    pub(crate) fn ttl_at(&self, now: u64) -> Duration {
+        let passed = Duration::from_millis(now.saturating_sub(self.as_of));
+        self.record.ttl().saturating_sub(passed)
+    }
 }
 
 /// A session to be ended, as far as it is known.
@@ -75,6 +85,23 @@ pub(crate) struct Plan {
     pub(crate) needs_cookie: bool,
 }
 
+impl Plan {
+    /// Nothing but the end that was asked for, if one was.
+    pub(crate) fn end_only(end: bool) -> Self {
+        Self {
+            end,
+            store: StoreAction::Nothing,
+            cookie: CookieAction::Keep,
+            needs_cookie: false,
+        }
+    }
+
+    /// Whether edits are stored.
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self.store, StoreAction::Nothing | StoreAction::Touch)
+    }
+}
+
 pub(crate) struct State {
     identity: Identity,
     /// What was loaded, or what the commit that is under way has written.
@@ -100,6 +127,11 @@ pub(crate) struct State {
     /// Keys and bytes of the data, edits included.
     count: usize,
     size: usize,
+    /// Closures that are no longer needed. They own values of the application, whose `drop` may want to
+    /// look at this very session: see [`State::take_litter`].
+    litter: Vec<Updater>,
+    /// Why edits made during a commit are gone.
+    lost: Option<SessionError>,
 }
 
 /// What loading has found out, besides the data.
@@ -129,6 +161,8 @@ impl State {
             owes_removal: false,
             count: 0,
             size: 0,
+            litter: Vec::new(),
+            lost: None,
         };
         state.measure();
         state
@@ -198,16 +232,17 @@ impl State {
         }
         self.make_room(key, before.as_ref(), &value, policy)?;
         let format = self.format();
-        if self.comes_to_nothing(key, Some(&value)) {
-            self.pending().forget(key);
+        let nothing = self.comes_to_nothing(key, Some(&value));
+        let litter = if nothing {
+            self.pending().forget(key)
         } else {
-            self.pending().set(key, value, format);
-        }
+            self.pending().set(key, value, format)
+        };
+        self.litter.extend(litter);
         Ok(())
     }
 
-    /// Records an update whose outcome on `before` is `value`. Gives the updater back if the key no
-    /// longer holds `before`.
+    /// Records an update whose outcome on `before`, which the key still holds, is `value`.
     pub(crate) fn update(
         &mut self,
         key: &str,
@@ -215,32 +250,39 @@ impl State {
         updater: Updater,
         value: Bytes,
         policy: &Policy,
-    ) -> Result<Option<Updater>, SessionError> {
-        let now = self.get(key);
-        if now.as_ref() != before {
-            return Ok(Some(updater));
+    ) -> Result<(), SessionError> {
+        if let Err(refused) = self.make_room(key, before, &value, policy) {
+            self.litter.push(updater);
+            return Err(refused);
         }
-        self.make_room(key, before, &value, policy)?;
         let format = self.format();
         self.pending().update(key, updater, value, format);
-        Ok(None)
+        Ok(())
     }
 
     pub(crate) fn remove(&mut self, key: &str) -> Option<Bytes> {
         let before = self.get(key)?;
         self.count -= 1;
-        self.size -= key.len() + before.len();
-        if self.comes_to_nothing(key, None) {
-            self.pending().forget(key);
+        self.size -= self.written_len(key, &before);
+        let nothing = self.comes_to_nothing(key, None);
+        let litter = if nothing {
+            self.pending().forget(key)
         } else {
-            self.pending().remove(key);
-        }
+            self.pending().remove(key)
+        };
+        self.litter.extend(litter);
         Some(before)
     }
 
     pub(crate) fn clear(&mut self) {
-        self.pending().clear();
+        let litter = self.pending().clear();
+        self.litter.extend(litter);
         self.measure();
+    }
+
+    /// What is to be dropped once the session is free to be looked at again.
+    pub(crate) fn take_litter(&mut self) -> Vec<Updater> {
+        std::mem::take(&mut self.litter)
     }
 
     pub(crate) fn set_lifetime(&mut self, lifetime: Option<u64>) {
@@ -276,13 +318,18 @@ impl State {
     fn forget_data(&mut self, policy: &Policy) {
         self.base = Payload::empty(policy.format);
         self.meta = Meta::default();
-        self.batches.clear();
+        self.drop_batches();
         self.attempts.clear();
         self.rotate = false;
         self.touch_due = false;
         self.cookie_due = false;
         self.owes_cookie = false;
         self.measure();
+    }
+
+    fn drop_batches(&mut self) {
+        let litter = self.batches.drain(..).flat_map(Batch::into_updaters);
+        self.litter.extend(litter);
     }
 
     fn pending(&mut self) -> &mut Batch {
@@ -307,15 +354,16 @@ impl State {
                 .all(|batch| matches!(batch.get(key), edits::Said::Nothing))
     }
 
-    /// Whether giving `key` this value leaves the session as the store has it. Never so while the
+    /// Whether giving `key` this value leaves it as it was before the last batch. Never so while the
     /// fate of an earlier write is unknown.
     fn comes_to_nothing(&self, key: &str, value: Option<&Bytes>) -> bool {
-        let stored = if self.batches.iter().any(Batch::is_clear) {
-            None
-        } else {
-            self.base.get(key)
+        let before = match self.batches.split_last() {
+            None => self.base.get_shared(key),
+            Some((last, _)) if last.is_clear() => None,
+            // Earlier batches are there to stay: a commit has had them, and failed.
+            Some((_, earlier)) => edits::look_up(&self.base, earlier, key),
         };
-        self.attempts.is_empty() && stored == value.map(|value| &value[..])
+        self.attempts.is_empty() && before.as_ref() == value
     }
 
     fn make_room(
@@ -329,9 +377,10 @@ impl State {
         if key == META_KEY {
             return refuse(format!("the key {META_KEY:?} is reserved"));
         }
-        let (old_count, old_size) = before.map_or((0, 0), |before| (1, key.len() + before.len()));
+        let (old_count, old_size) =
+            before.map_or((0, 0), |before| (1, self.written_len(key, before)));
         let count = self.count - old_count + 1;
-        let size = self.size - old_size + key.len() + value.len();
+        let size = self.size - old_size + self.written_len(key, value);
         if count > policy.limits.keys {
             return refuse(format!("a session has at most {} keys", policy.limits.keys));
         }
@@ -346,6 +395,10 @@ impl State {
         Ok(())
     }
 
+    fn written_len(&self, key: &str, value: &[u8]) -> usize {
+        payload::key_len(self.format(), key) + value.len()
+    }
+
     fn measure(&mut self) {
         if self.batches.is_empty() {
             (self.count, self.size) = (self.base.len(), self.base.data_len());
@@ -354,7 +407,7 @@ impl State {
         let entries = edits::entries(&self.base, &self.batches);
         let size = entries
             .iter()
-            .map(|(key, value)| key.len() + value.len())
+            .map(|(key, value)| self.written_len(key, value))
             .sum();
         (self.count, self.size) = (entries.len(), size);
     }
@@ -415,9 +468,11 @@ impl State {
 
     /// Hands out everything that the plan needs. Until [`State::settle`], the session reads as if it
     /// had been carried out.
-    pub(crate) fn begin(&mut self, plan: Plan, now: u64) -> Work {
+    ///
+    /// With the `last` commit of a request, edits that it does not store are dropped; those that come
+    /// while it runs are not the response's any more, and wait for a `save`.
+    pub(crate) fn begin(&mut self, plan: Plan, last: bool, now: u64) -> Work {
         self.committing = true;
-        let writes = !matches!(plan.store, StoreAction::Nothing | StoreAction::Touch);
         let mut work = Work {
             plan,
             endings: std::mem::take(&mut self.endings),
@@ -425,7 +480,7 @@ impl State {
                 Identity::Stored(stored) => Some(stored.clone()),
                 Identity::Anonymous | Identity::Ended(_) => None,
             },
-            base: if writes {
+            base: if plan.writes() {
                 let empty = Payload::empty(self.base.format());
                 std::mem::replace(&mut self.base, empty)
             } else {
@@ -437,8 +492,9 @@ impl State {
             rotate: false,
             payload: None,
             flushes: self.flushes,
+            last,
         };
-        if writes {
+        if plan.writes() {
             work.batches = std::mem::take(&mut self.batches);
             work.attempts = std::mem::take(&mut self.attempts);
             work.rotate = std::mem::take(&mut self.rotate);
@@ -452,12 +508,15 @@ impl State {
 
     /// Takes note of what became of `work`. Answers whether edits have come meanwhile that are to be
     /// done again on other data than they were made on: see [`State::take_batches`].
-    pub(crate) fn settle(&mut self, work: Work, outcome: Outcome, policy: &Policy) -> bool {
+    pub(crate) fn settle(&mut self, work: &mut Work, outcome: Outcome, policy: &Policy) -> bool {
         self.committing = false;
         let flushed = self.flushes != work.flushes;
         match outcome {
             Outcome::Stored { stored, replayed } => {
-                let (meta, payload) = work.payload.unwrap_or((work.meta, work.base));
+                let (meta, payload) = match work.payload.take() {
+                    Some(written) => written,
+                    None => (work.meta, work.base.clone()),
+                };
                 if flushed {
                     // What was just stored is what the flush was about.
                     self.endings.push(Ending {
@@ -489,18 +548,22 @@ impl State {
                 false
             }
             Outcome::Failed => {
-                self.endings.extend(work.endings);
+                self.endings.append(&mut work.endings);
                 if flushed || work.payload.is_none() {
                     return false;
                 }
-                if let Some(stored) = work.stored {
+                if let Some(stored) = work.stored.take() {
                     self.identity = Identity::Stored(stored);
                 }
-                self.base = work.base;
+                self.base = work.base.clone();
                 self.meta = work.meta;
-                let later = std::mem::replace(&mut self.batches, work.batches);
+                if work.last {
+                    self.measure();
+                    return !self.batches.is_empty();
+                }
+                let later = std::mem::replace(&mut self.batches, std::mem::take(&mut work.batches));
                 self.batches.extend(later);
-                self.attempts = work.attempts;
+                self.attempts = std::mem::take(&mut work.attempts);
                 self.rotate |= work.rotate;
                 self.measure();
                 false
@@ -508,17 +571,35 @@ impl State {
         }
     }
 
-    pub(crate) fn take_batches(&mut self) -> (Payload, Vec<Batch>) {
-        (self.base.clone(), std::mem::take(&mut self.batches))
+    /// The edits, to be replayed; with them, what [`State::return_batches`] wants back.
+    pub(crate) fn take_batches(&mut self) -> (Payload, Vec<Batch>, u32) {
+        let batches = std::mem::take(&mut self.batches);
+        self.measure();
+        (self.base.clone(), batches, self.flushes)
     }
 
-    /// Puts batches back that were taken and replayed. Answers whether more have come meanwhile.
-    pub(crate) fn return_batches(&mut self, mut batches: Vec<Batch>) -> bool {
+    /// Puts batches back that were taken and replayed, unless the session they were meant for has
+    /// been flushed. Answers whether more have come meanwhile.
+    pub(crate) fn return_batches(&mut self, mut batches: Vec<Batch>, flushes: u32) -> bool {
+        if flushes != self.flushes {
+            let litter = batches.into_iter().flat_map(Batch::into_updaters);
+            self.litter.extend(litter);
+            return false;
+        }
         let more = !self.batches.is_empty();
         batches.append(&mut self.batches);
         self.batches = batches;
         self.measure();
         more
+    }
+
+    /// Takes note that edits could not be done again, for the next [`State::take_lost`].
+    pub(crate) fn lose(&mut self, why: SessionError) {
+        self.lost = Some(why);
+    }
+
+    pub(crate) fn take_lost(&mut self) -> Option<SessionError> {
+        self.lost.take()
     }
 
     /// Drops what the response does not store, and says whether that was anything.
@@ -527,7 +608,7 @@ impl State {
         self.attempts.clear();
         self.rotate = false;
         if !self.batches.is_empty() {
-            self.batches.clear();
+            self.drop_batches();
             self.measure();
         }
         dropped
@@ -582,6 +663,7 @@ pub(crate) struct Work {
     rotate: bool,
     payload: Option<(Meta, Payload)>,
     flushes: u32,
+    last: bool,
 }
 
 /// What became of a commit.
@@ -610,6 +692,11 @@ pub(crate) enum Reread {
 }
 
 impl Work {
+    /// Whether this failed for good, and took edits along.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.last && (!self.batches.is_empty() || self.rotate)
+    }
+
     /// What is to be written, and for how long.
     pub(crate) fn payload(&self) -> (&Meta, &Payload) {
         match &self.payload {

@@ -45,7 +45,9 @@ impl<'de> Visitor<'de> for Indexing<'de> {
         };
         while let Some((Text(key), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
             if key == META_KEY {
-                meta = Some(value.get());
+                if meta.replace(value.get()).is_some() {
+                    return Ok(Err(Malformed("two _meta entries")));
+                }
                 continue;
             }
             let value = within(value.get().as_bytes());
@@ -120,6 +122,20 @@ pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, 
         ));
     }
     Ok(encoded)
+}
+
+/// As `serde_json` writes it between the quotes.
+pub(super) fn key_len(key: &str) -> usize {
+    let written = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0x00..=0x1f => 6,
+        _ => 1,
+    };
+    key.bytes().map(written).sum()
+}
+
+pub(super) fn is_one_value(text: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 /// How deep JSON text is nested: 0 for a scalar. `None` if it closes more than it opens.

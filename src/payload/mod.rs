@@ -162,9 +162,18 @@ impl Payload {
         self.index.entries.len()
     }
 
-    /// The bytes of all keys and values, without what the format puts around them.
+    /// The bytes of all keys and values, as they are written, without what goes around them.
     pub(crate) fn data_len(&self) -> usize {
-        let len = |entry: &Entry| self.key(entry).len() + entry.value.of(&self.bytes).len();
+        let len = |entry: &Entry| {
+            let key = match entry.key {
+                Key::At(span) => span.of(&self.bytes).len(),
+                Key::Unescaped(_) => {
+                    let key = std::str::from_utf8(self.key(entry)).unwrap_or_default();
+                    json::key_len(key)
+                }
+            };
+            key + entry.value.of(&self.bytes).len()
+        };
         self.index.entries.iter().map(len).sum()
     }
 
@@ -216,7 +225,16 @@ impl Index {
     }
 }
 
-/// The most bytes that [`Payload::encode`] makes of entries with these lengths in all.
+/// The length of a key as it is written, apart from what goes around it.
+pub(crate) fn key_len(format: Format, key: &str) -> usize {
+    match format {
+        Format::Json => json::key_len(key),
+        Format::MessagePack => key.len(),
+    }
+}
+
+/// The most bytes that [`Payload::encode`] makes of entries with these lengths in all,
+/// keys counted by [`key_len`].
 pub(crate) fn size_bound(count: usize, keys_and_values: usize) -> usize {
     meta::MAX_ENCODED + 8 + keys_and_values + count * 6
 }
@@ -235,6 +253,20 @@ pub(crate) fn encode_value<T: Serialize + ?Sized>(
         Format::Json => json::depth(&encoded),
         Format::MessagePack => msgpack::depth(&encoded, limits.depth),
     };
+    // A type that announces other elements than it gives would take its neighbours down with it.
+    let whole = match format {
+        Format::Json => json::is_one_value(&encoded),
+        Format::MessagePack => msgpack::is_one_value(&encoded),
+    };
+    if !whole {
+        return Err(SessionError::new(
+            SessionErrorKind::Encode,
+            format!(
+                "{} does not serialize to one whole value",
+                std::any::type_name::<T>()
+            ),
+        ));
+    }
     if nested.is_none_or(|depth| depth > limits.depth) {
         return Err(SessionError::new(
             SessionErrorKind::Encode,

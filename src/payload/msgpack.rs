@@ -116,7 +116,9 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Inde
         };
         at = next;
         if key == META_KEY.as_bytes() {
-            meta = Some(head(bytes, end)?);
+            if meta.replace(head(bytes, end)?).is_some() {
+                return Err(Malformed("two _meta entries"));
+            }
             continue;
         }
         if !key.is_ascii() && std::str::from_utf8(key).is_err() {
@@ -252,6 +254,10 @@ fn written<E: rmp::encode::RmpWriteErr>(result: Result<(), ValueWriteError<E>>) 
 
 pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, SessionError> {
     rmp_serde::to_vec_named(value).map_err(cannot_encode)
+}
+
+pub(super) fn is_one_value(value: &[u8]) -> bool {
+    skip(value, 0, usize::MAX).is_ok_and(|(end, _)| end == value.len())
 }
 
 /// How deep an encoded value is nested, or `None` if deeper than `max`.

@@ -71,11 +71,14 @@ pub struct Entry {
 #[derive(Clone, Default)]
 pub struct SpyStore(Arc<Spy>);
 
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
 #[derive(Default)]
 struct Spy {
     records: Mutex<HashMap<SessionKey, Entry>>,
     calls: Mutex<Vec<Verb>>,
     faults: Mutex<HashMap<Verb, VecDeque<Fault>>>,
+    meanwhile: Mutex<Option<(Verb, Meanwhile)>>,
     clock: Clock,
 }
 
@@ -113,6 +116,11 @@ impl SpyStore {
             .push_back(fault);
     }
 
+    /// The next call of `verb` does this first, faults or not.
+    pub fn on_next(&self, verb: Verb, act: impl FnOnce() + Send + 'static) {
+        *self.0.meanwhile.lock().unwrap() = Some((verb, Box::new(act)));
+    }
+
     /// The records that are sessions, not tombstones.
     pub fn live(&self) -> Vec<SessionKey> {
         let now = self.0.clock.now();
@@ -125,6 +133,15 @@ impl SpyStore {
 
     async fn called(&self, verb: Verb) -> Result<Option<Fault>, StoreError> {
         self.0.calls.lock().unwrap().push(verb);
+        let meanwhile = self
+            .0
+            .meanwhile
+            .lock()
+            .unwrap()
+            .take_if(|(on, _)| *on == verb);
+        if let Some((_, act)) = meanwhile {
+            act();
+        }
         let fault = self
             .0
             .faults
@@ -269,6 +286,10 @@ impl Clock {
 
     pub fn advance(&self, by: Duration) {
         self.0.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    pub fn go_back(&self, by: Duration) {
+        self.0.fetch_sub(by.as_millis() as u64, Ordering::SeqCst);
     }
 }
 

@@ -1,0 +1,565 @@
+//! What happens when two rare things come together.
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use serde::ser::{Serialize, SerializeSeq, Serializer};
+use session_layer::{
+    Format, LazySession, Session, SessionConfig, SessionErrorKind, SessionLayer, StoreErrorKind,
+};
+use support::{App, Browser, Fault, Verb, app_with, send};
+use tokio::sync::Notify;
+
+use Verb::{Create, Load, Update};
+
+/// Where handlers leave what they have for the test to go on with.
+type Kept<T> = Arc<Mutex<Option<T>>>;
+
+struct Fixture {
+    app: App,
+    kept: Kept<Session>,
+    lazy: Kept<LazySession>,
+}
+
+fn fixture() -> Fixture {
+    fixture_with(SessionConfig::default())
+}
+
+fn fixture_with(config: SessionConfig) -> Fixture {
+    let (kept, lazy) = (Kept::default(), Kept::default());
+    let app = app_with(routes(Arc::clone(&kept), Arc::clone(&lazy)), config);
+    Fixture { app, kept, lazy }
+}
+
+fn add(session: &Session) -> u64 {
+    session
+        .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
+        .unwrap()
+}
+
+fn routes(kept: Kept<Session>, lazy: Kept<LazySession>) -> Router {
+    let kept_too = Arc::clone(&kept);
+    Router::new()
+        .route(
+            "/add",
+            get(|session: Session| async move { add(&session).to_string() }),
+        )
+        .route(
+            "/read",
+            get(
+                |session: Session| async move { format!("{:?}", session.get::<u64>("n").unwrap()) },
+            ),
+        )
+        .route(
+            "/keys",
+            get(|session: Session| async move {
+                let mut keys = session.keys();
+                keys.sort();
+                keys.join(",")
+            }),
+        )
+        .route(
+            "/login",
+            get(|session: Session| async move {
+                session.cycle_id();
+                session.insert("user", "ada")
+            }),
+        )
+        .route(
+            "/short",
+            get(|session: Session| async move { session.set_lifetime(Duration::from_secs(60)) }),
+        )
+        .route(
+            "/keep",
+            get(|session: Session| async move {
+                *kept.lock().unwrap() = Some(session);
+            }),
+        )
+        .route(
+            "/add-and-keep",
+            get(|session: Session| async move {
+                add(&session);
+                *kept_too.lock().unwrap() = Some(session);
+            }),
+        )
+        .route(
+            "/keep-lazy",
+            get(|session: LazySession| async move {
+                *lazy.lock().unwrap() = Some(session);
+            }),
+        )
+        .route(
+            "/lazy-relogin",
+            get(|lazy: LazySession| async move {
+                lazy.flush();
+                let session = lazy.load().await.unwrap();
+                let seen = session.keys().join(",");
+                session.insert("user", "grace").unwrap();
+                seen
+            }),
+        )
+}
+
+impl Fixture {
+    async fn browser(&self) -> Browser {
+        let mut browser = Browser::default();
+        browser.get(&self.app.router, "/add").await;
+        self.app.store.calls();
+        browser
+    }
+
+    async fn get(&self, browser: &Browser, path: &str) -> String {
+        browser.clone().get(&self.app.router, path).await.body
+    }
+
+    async fn until_called(&self, verb: Verb) {
+        while self.app.store.calls().last() != Some(&verb) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn take_kept(&self) -> Session {
+        self.kept.lock().unwrap().take().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_tombstone_that_may_have_arrived_keeps_the_new_session_though_the_store_went_down() {
+    for arrived in [true, false] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        let store = &fixture.app.store;
+        store.fault(
+            Update,
+            if arrived {
+                Fault::FailAfter(StoreErrorKind::Timeout)
+            } else {
+                Fault::Fail(StoreErrorKind::Timeout)
+            },
+        );
+        // The request's own load, and the look at what became of the tombstone.
+        store.fault(Load, Fault::First(Arc::new(|_| ())));
+        store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
+        let answer = browser.get(&fixture.app.router, "/login").await;
+        assert_eq!(answer.status, 503);
+        answer.set_value();
+        assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_without_an_answer_leaves_the_browser_with_the_new_session() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    fixture.app.store.fault(Update, Fault::Hang);
+    let answer = browser.get(&fixture.app.router, "/login").await;
+    assert_eq!(answer.status, 503);
+    answer.set_value();
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
+}
+
+#[tokio::test]
+async fn what_is_inserted_after_a_lazy_flush_is_in_the_new_session() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let old = browser.clone();
+    let answer = browser.get(&fixture.app.router, "/lazy-relogin").await;
+    assert_eq!(answer.body, "", "the flush comes before the load");
+    answer.set_value();
+    assert_eq!(fixture.get(&browser, "/keys").await, "user");
+    assert_eq!(fixture.get(&old, "/keys").await, "");
+}
+
+#[tokio::test]
+async fn a_lazy_flush_after_the_head_ends_the_session_when_the_last_clone_goes() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep-lazy").await;
+    let lazy = fixture.lazy.lock().unwrap().take().unwrap();
+    lazy.flush();
+    drop(lazy);
+    fixture.app.layer.drain().await;
+    assert_eq!(fixture.app.store.live(), []);
+}
+
+#[tokio::test]
+async fn an_edit_made_during_the_last_commit_is_there_for_a_later_save() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let slow = tokio::spawn(send(&fixture.app.router, browser.request("/add-and-keep")));
+    fixture.until_called(Update).await;
+    let session = fixture.take_kept();
+    session.insert("late", true).unwrap();
+    gate.notify_one();
+    assert_eq!(slow.await.unwrap().status, 200);
+    session.save().await.unwrap();
+    assert_eq!(fixture.get(&browser, "/keys").await, "late,n");
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(2)");
+}
+
+#[tokio::test]
+async fn an_edit_made_during_a_last_commit_that_failed_is_there_for_a_later_save() {
+    for (fault, n) in [
+        (Fault::Fail(StoreErrorKind::Unavailable), "Some(2)"),
+        (Fault::FailAfter(StoreErrorKind::Timeout), "Some(3)"),
+    ] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        let later = Kept::<Session>::default();
+        fixture.app.store.fault(Update, fault);
+        let kept = Arc::clone(&fixture.kept);
+        // The edit is made from within the store call, while the commit waits for its answer.
+        fixture.app.store.on_next(Update, {
+            let later = Arc::clone(&later);
+            move || {
+                let session = kept.lock().unwrap().take().unwrap();
+                add(&session);
+                *later.lock().unwrap() = Some(session);
+            }
+        });
+        let answer = browser
+            .clone()
+            .get(&fixture.app.router, "/add-and-keep")
+            .await;
+        assert_eq!(answer.status, 503);
+        let session = later.lock().unwrap().take().unwrap();
+        session.save().await.unwrap();
+        assert_eq!(fixture.get(&browser, "/read").await, n);
+    }
+}
+
+#[tokio::test]
+async fn after_the_head_a_flush_is_saved_though_a_new_session_cannot_be() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.flush();
+    session.insert("user", "grace").unwrap();
+    let error = session.save().await.unwrap_err();
+    assert_eq!(error.kind(), SessionErrorKind::CookieTooLate);
+    assert_eq!(fixture.app.store.live(), []);
+}
+
+#[tokio::test]
+async fn what_a_failed_save_leaves_can_be_taken_back() {
+    let fixture = fixture();
+    let store = fixture.app.store.clone();
+    let router = Router::new().route(
+        "/",
+        get(|session: Session| async move {
+            session.insert("a", 1).unwrap();
+            let clone = session.clone();
+            store.on_next(Create, move || clone.insert("b", 2).unwrap());
+            store.fault(Create, Fault::Fail(StoreErrorKind::Unavailable));
+            session.save().await.unwrap_err();
+            assert!(session.remove("a"));
+            assert!(!session.remove("a"), "it is gone");
+            assert_eq!(session.keys(), ["b"]);
+            assert_eq!(session.len(), 1);
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let mut browser = Browser::default();
+    assert_eq!(browser.get(&router, "/").await.status, 200);
+    assert_eq!(fixture.get(&browser, "/keys").await, "b");
+}
+
+#[tokio::test]
+async fn a_rotation_takes_a_concurrent_change_of_the_lifetime_along() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let rotation = tokio::spawn(send(&fixture.app.router, browser.request("/login")));
+    fixture.until_called(Update).await;
+    browser.clone().get(&fixture.app.router, "/short").await;
+    gate.notify_one();
+    let answer = rotation.await.unwrap();
+    assert_eq!(
+        answer.cookies()[0].max_age(),
+        Some(cookie::time::Duration::seconds(60))
+    );
+    let mut browser = browser;
+    browser.take(&answer);
+    fixture.app.clock.advance(Duration::from_secs(61));
+    assert_eq!(fixture.get(&browser, "/keys").await, "");
+}
+
+#[tokio::test]
+async fn keys_that_grow_in_json_count_as_they_are_written() {
+    let config = SessionConfig::default()
+        .with_format(Format::Json)
+        .with_max_payload(4000);
+    let fixture = fixture_with(config);
+    let router = Router::new().route(
+        "/odd",
+        get(|session: Session| async move {
+            let kept = session.insert("fine", 1).is_ok();
+            let odd = session.insert(&"\u{1}".repeat(1000), 1).is_ok();
+            format!("{kept} {odd}")
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let mut browser = Browser::default();
+    let body = browser.get(&router, "/odd").await.body;
+    assert_eq!(fixture.get(&browser, "/keys").await, "fine");
+    assert_eq!(body, "true false");
+}
+
+/// Says that it has one element, and gives three.
+struct Liar(usize);
+
+impl Serialize for Liar {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut seq = serializer.serialize_seq(Some(self.0))?;
+        for element in 1..=3 {
+            seq.serialize_element(&element)?;
+        }
+        seq.end()
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_lies_about_its_length_is_refused_and_harms_nothing() {
+    for format in [Format::Json, Format::MessagePack] {
+        let fixture = fixture_with(SessionConfig::default().with_format(format));
+        let router = Router::new().route(
+            "/lie",
+            get(|session: Session| async move {
+                for length in [0, 1, 2, 9] {
+                    // JSON does not write lengths, but for an empty list.
+                    let _ = session.insert("lie", Liar(length));
+                }
+            }),
+        );
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        let mut browser = fixture.browser().await;
+        browser.get(&router, "/lie").await;
+        assert_eq!(
+            fixture.get(&browser, "/read").await,
+            "Some(1)",
+            "{format:?}"
+        );
+    }
+}
+
+/// Looks at the session when it is dropped, as a guard that logs would.
+struct Nosy(Session);
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        assert!(!format!("{:?} {}", self.0, self.0.len()).is_empty());
+    }
+}
+
+#[test]
+fn a_closure_may_look_at_the_session_when_it_is_dropped() {
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let fixture = fixture();
+            let nosy = |session: &Session, key: &str| {
+                let guard = Nosy(session.clone());
+                let update = move |n: Option<u64>| {
+                    let _ = &guard;
+                    n.unwrap_or(0) + 1
+                };
+                session.update(key, update)
+            };
+            let router = Router::new().route(
+                "/",
+                get(move |session: Session| async move {
+                    for undo in ["set", "remove", "clear", "flush", "refuse", "leave"] {
+                        nosy(&session, "n").unwrap();
+                        match undo {
+                            "set" => session.insert("n", 5).unwrap(),
+                            "remove" => drop(session.remove("n")),
+                            "clear" => session.clear(),
+                            "flush" => session.flush(),
+                            "refuse" => drop(nosy(&session, "_meta").unwrap_err()),
+                            _ => {}
+                        }
+                    }
+                    session.save().await.unwrap();
+                    nosy(&session, "m").unwrap();
+                    http::StatusCode::INTERNAL_SERVER_ERROR
+                }),
+            );
+            let router = router.layer(fixture.app.layer.clone()).with_state(());
+            let mut browser = fixture.browser().await;
+            assert_eq!(browser.get(&router, "/").await.status, 500);
+            assert_eq!(fixture.get(&browser, "/keys").await, "n");
+        });
+        done.send(()).unwrap();
+    });
+    let waited = finished.recv_timeout(Duration::from_secs(20));
+    assert!(waited.is_ok(), "stuck: {waited:?}");
+}
+
+#[tokio::test]
+async fn of_two_clones_that_take_a_value_one_gets_it() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+
+    /// Takes the value away while it is being decoded.
+    struct Greedy;
+    thread_local!(static OTHER: std::cell::RefCell<Option<Session>> = const { std::cell::RefCell::new(None) });
+    impl<'de> serde::Deserialize<'de> for Greedy {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let other = OTHER.take();
+            if let Some(other) = other {
+                assert_eq!(other.take::<u64>("n").unwrap(), Some(1));
+            }
+            u64::deserialize(deserializer).map(|_| Self)
+        }
+    }
+    OTHER.set(Some(session.clone()));
+    assert!(session.take::<Greedy>("n").unwrap().is_none());
+    session.save().await.unwrap();
+    assert_eq!(fixture.get(&browser, "/read").await, "None");
+}
+
+#[tokio::test]
+async fn a_cookie_never_outlives_its_session_however_slow_the_handler() {
+    let old = fixture();
+    let browser = old.browser().await;
+    let clock = old.app.clock.clone();
+    let slow = {
+        let clock = clock.clone();
+        Router::new().route(
+            "/",
+            get(move |session: Session| async move {
+                clock.advance(Duration::from_secs(90));
+                drop(session);
+            }),
+        )
+    };
+    let ring = session_layer::SigningKeys::new("another key, which is new and long enough")
+        .unwrap()
+        .with_fallback(support::KEY)
+        .unwrap();
+    let layer = SessionLayer::new(old.app.store.clone(), ring).with_clock({
+        let clock = clock.clone();
+        move || clock.now()
+    });
+    let answer = browser
+        .clone()
+        .get(&slow.layer(layer).with_state(()), "/")
+        .await;
+    let expires = old.app.store.records().values().next().unwrap().expires;
+    let left = expires.duration_since(clock.now()).unwrap();
+    let max_age = answer.cookies()[0].max_age().unwrap().whole_seconds() as u64;
+    assert!(max_age <= left.as_secs() + 1, "{max_age} s, {left:?}");
+    assert!(max_age >= left.as_secs());
+}
+
+#[tokio::test]
+async fn a_cookie_from_a_clock_that_was_ahead_is_issued_again() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    fixture.app.clock.go_back(Duration::from_secs(20 * 86_400));
+    let answer = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(answer.body, "Some(1)");
+    answer.set_value();
+    assert!(
+        browser
+            .get(&fixture.app.router, "/read")
+            .await
+            .sets_no_cookie()
+    );
+}
+
+#[tokio::test]
+async fn no_error_prints_what_the_session_holds() {
+    for format in [Format::Json, Format::MessagePack] {
+        let fixture = fixture_with(SessionConfig::default().with_format(format));
+        let seen = Arc::new(Mutex::new(String::new()));
+        let router = Router::new().route(
+            "/",
+            get({
+                let seen = Arc::clone(&seen);
+                move |session: Session| async move {
+                    session.insert("token", "hunter2").unwrap();
+                    let error = session.get::<u64>("token").unwrap_err();
+                    *seen.lock().unwrap() = format!("{error} {error:?} {session:?}");
+                }
+            }),
+        );
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        Browser::default().get(&router, "/").await;
+        let seen = seen.lock().unwrap();
+        assert!(!seen.contains("hunter2"), "{seen}");
+        assert!(seen.contains("u64"), "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn two_drains_at_once_both_end() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let task = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    fixture.until_called(Update).await;
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    let layer = &fixture.app.layer;
+    let both = async {
+        tokio::join!(layer.drain(), layer.drain(), async { gate.notify_one() });
+        layer.drain().await;
+    };
+    tokio::time::timeout(Duration::from_secs(5), both)
+        .await
+        .unwrap();
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(2)");
+}
+
+#[tokio::test]
+async fn edits_that_cannot_be_done_again_are_not_passed_over_in_silence() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("first", true).unwrap();
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let saving = tokio::spawn({
+        let session = session.clone();
+        async move { session.save().await }
+    });
+    fixture.until_called(Update).await;
+    add(&session);
+    let key = session.key().unwrap();
+    let other = fixture.app.layer.sessions().load(&key).await.unwrap();
+    let other = other.unwrap();
+    other.insert("n", "no number any more").unwrap();
+    other.save().await.unwrap();
+    gate.notify_one();
+    let error = saving.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), SessionErrorKind::Decode);
+}
