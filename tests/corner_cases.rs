@@ -14,7 +14,7 @@ use session_layer::{
 use support::{App, Browser, Fault, Verb, app_with, send};
 use tokio::sync::Notify;
 
-use Verb::{Create, Load, Update};
+use Verb::{Create, Delete, Load, Update};
 
 /// Where handlers leave what they have for the test to go on with.
 type Kept<T> = Arc<Mutex<Option<T>>>;
@@ -160,6 +160,110 @@ async fn a_tombstone_without_an_answer_leaves_the_browser_with_the_new_session()
     assert_eq!(answer.status, 503);
     answer.set_value();
     assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
+}
+
+/// The next update meets a record that somebody else has just written.
+fn foreign_write() -> Fault {
+    Fault::First(Arc::new(support::SpyStore::rewrite_all))
+}
+
+#[tokio::test]
+async fn a_rotation_that_surely_failed_leaves_no_second_session() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    store.fault(Update, foreign_write());
+    store.fault(Load, Fault::First(Arc::new(|_| ())));
+    store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
+    let answer = browser.get(&fixture.app.router, "/login").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.sets_no_cookie());
+    assert_eq!(store.calls(), [Load, Create, Update, Load, Delete]);
+    assert_eq!(store.live().len(), 1);
+    assert_eq!(fixture.get(&browser, "/keys").await, "n");
+}
+
+#[tokio::test]
+async fn a_lost_tombstone_is_forgotten_once_the_old_session_has_changed() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    let failure = Fault::Fail(StoreErrorKind::Timeout);
+    // Of the tombstone, and of bringing the new record up to date.
+    store.fault(Update, failure.clone());
+    store.fault(Update, failure);
+    store.on_next(Update, {
+        let store = store.clone();
+        move || store.rewrite_all()
+    });
+    let answer = browser.get(&fixture.app.router, "/login").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.sets_no_cookie());
+    assert_eq!(store.calls(), [Load, Create, Update, Load, Update, Delete]);
+    assert_eq!(fixture.get(&browser, "/keys").await, "n");
+}
+
+#[tokio::test]
+async fn a_rotation_of_data_that_was_cleared_meanwhile_is_dropped() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let rotation = tokio::spawn(send(&fixture.app.router, browser.request("/login")));
+    fixture.until_called(Update).await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let other = fixture.take_kept();
+    other.clear();
+    other.insert("other", true).unwrap();
+    other.save().await.unwrap();
+    gate.notify_one();
+    let answer = rotation.await.unwrap();
+    assert!(answer.sets_no_cookie());
+    assert_eq!(fixture.app.store.live().len(), 1);
+    assert_eq!(fixture.get(&browser, "/keys").await, "other");
+}
+
+#[tokio::test]
+async fn every_attempt_to_write_draws_its_own_revision() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    for _ in 0..3 {
+        fixture.app.store.fault(Update, foreign_write());
+    }
+    assert_eq!(browser.get(&fixture.app.router, "/add").await.body, "2");
+    let drawn = fixture.app.store.drawn();
+    let distinct: std::collections::HashSet<_> = drawn.iter().collect();
+    assert_eq!((drawn.len(), distinct.len()), (4, 4));
+}
+
+#[tokio::test]
+async fn commits_of_a_contended_session_stand_in_line() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    let gate = Arc::new(Notify::new());
+    store.fault(Update, foreign_write());
+    store.fault(Load, Fault::First(Arc::new(|_| ())));
+    store.fault(Load, Fault::Wait(Arc::clone(&gate)));
+    let first = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    let mut calls = Vec::new();
+    while calls != [Load, Update, Load] {
+        tokio::task::yield_now().await;
+        calls.extend(store.calls());
+    }
+    let second = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.calls(), [Load], "the second waits for the first");
+    gate.notify_one();
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+    assert_eq!(store.calls(), [Update, Load, Update]);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
 }
 
 #[tokio::test]
@@ -317,6 +421,35 @@ async fn keys_that_grow_in_json_count_as_they_are_written() {
     let body = browser.get(&router, "/odd").await.body;
     assert_eq!(fixture.get(&browser, "/keys").await, "fine");
     assert_eq!(body, "true false");
+}
+
+#[tokio::test]
+async fn what_an_abandoned_request_has_done_is_not_saved_by_a_task_that_it_started() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let kept = Kept::default();
+    let router = Router::new().route(
+        "/stuck",
+        get({
+            let kept = Arc::clone(&kept);
+            move |session: Session| async move {
+                session.insert("half", "done").unwrap();
+                *kept.lock().unwrap() = Some(session);
+                std::future::pending::<()>().await;
+            }
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let stuck = tokio::spawn(send(&router, browser.request("/stuck")));
+    while kept.lock().unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+    stuck.abort();
+    assert!(stuck.await.unwrap_err().is_cancelled());
+    let session: Session = kept.lock().unwrap().take().unwrap();
+    session.insert("own", true).unwrap();
+    session.save().await.unwrap();
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,own");
 }
 
 /// Says that it has one element, and gives three.
