@@ -450,6 +450,111 @@ async fn what_an_abandoned_request_has_done_is_not_saved_by_a_task_that_it_start
     session.insert("own", true).unwrap();
     session.save().await.unwrap();
     assert_eq!(fixture.get(&browser, "/keys").await, "n,own");
+    session.cycle_id();
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::CookieTooLate
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_costs_no_more_than_the_commit_deadline() {
+    let config = SessionConfig::default().with_commit_timeout(Duration::from_millis(100));
+    let fixture = fixture_with(config);
+    let mut browser = fixture.browser().await;
+    fixture.app.store.fault(Update, Fault::Hang);
+    let start = tokio::time::Instant::now();
+    assert_eq!(browser.get(&fixture.app.router, "/add").await.status, 503);
+    assert_eq!(start.elapsed().as_millis() / 10, 10);
+}
+
+#[tokio::test]
+async fn a_session_that_grows_too_old_during_a_request_is_not_written_again() {
+    let hour = Duration::from_secs(3600);
+    let config = SessionConfig::default()
+        .with_idle_timeout(hour)
+        .with_absolute_timeout(Some(hour));
+    let fixture = fixture_with(config);
+    let browser = fixture.browser().await;
+    // A store whose clock is behind.
+    for entry in fixture.app.store.records().values_mut() {
+        entry.expires += 24 * hour;
+    }
+    let router = Router::new().route(
+        "/slow",
+        get({
+            let clock = fixture.app.clock.clone();
+            move |session: Session| async move {
+                add(&session);
+                clock.advance(hour);
+                let error = session.save().await.unwrap_err();
+                (error.kind() == SessionErrorKind::Ended).to_string()
+            }
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let answer = send(&router, browser.request("/slow")).await;
+    assert_eq!(answer.body, "true");
+    assert!(answer.sets_no_cookie());
+    assert_eq!(fixture.app.store.calls(), [Load]);
+    assert_eq!(fixture.get(&browser, "/read").await, "None");
+}
+
+/// A record that says "ended here", for long enough.
+async fn tombstone() -> support::Entry {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.flush();
+    session.save().await.unwrap();
+    let mut entry = fixture.app.store.records().values().next().unwrap().clone();
+    assert!(support::is_tombstone(&entry.payload));
+    entry.expires += Duration::from_secs(30 * 86_400);
+    entry
+}
+
+#[tokio::test]
+async fn a_tombstone_has_the_format_of_its_session() {
+    for format in [Format::Json, Format::MessagePack] {
+        let fixture = fixture_with(SessionConfig::default().with_format(format));
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let key = fixture.take_kept().key().unwrap();
+        fixture.app.layer.sessions().end(&key).await.unwrap();
+        let json = fixture.app.store.records()[&key].payload.starts_with(b"{");
+        assert_eq!(json, format == Format::Json);
+        assert_eq!(fixture.get(&browser, "/keys").await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_finds_the_session_ended_sends_no_cookie() {
+    for how in ["deleted", "ended"] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        // Both the record and the cookie are to be renewed.
+        fixture.app.clock.advance(Duration::from_secs(4 * 86_400));
+        let tombstone = tombstone().await;
+        let store = &fixture.app.store;
+        let sibling = store.clone();
+        store.on_next(Verb::Touch, move || {
+            if how == "deleted" {
+                sibling.records().clear();
+            } else {
+                for entry in sibling.records().values_mut() {
+                    *entry = tombstone.clone();
+                }
+            }
+        });
+        let answer = browser.get(&fixture.app.router, "/read").await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.body.as_str()),
+            (200, "Some(1)")
+        );
+        assert!(store.calls().contains(&Verb::Touch));
+        assert!(answer.sets_no_cookie(), "{how}");
+    }
 }
 
 /// Says that it has one element, and gives three.
