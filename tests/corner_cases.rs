@@ -500,6 +500,345 @@ async fn a_session_that_grows_too_old_during_a_request_is_not_written_again() {
     assert_eq!(fixture.get(&browser, "/read").await, "None");
 }
 
+#[tokio::test]
+async fn a_session_first_loaded_after_the_head_gets_no_cookie() {
+    let fixture = fixture();
+    Browser::default()
+        .get(&fixture.app.router, "/keep-lazy")
+        .await;
+    let lazy = fixture.lazy.lock().unwrap().take().unwrap();
+    let session = lazy.load().await.unwrap();
+    session.insert("n", 1).unwrap();
+    let error = session.save().await.unwrap_err();
+    assert_eq!(error.kind(), SessionErrorKind::CookieTooLate);
+    assert_eq!(fixture.app.store.calls(), []);
+}
+
+#[tokio::test]
+async fn two_saves_of_one_session_come_one_after_the_other() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let gate = Arc::new(Notify::new());
+    let store = &fixture.app.store;
+    store.fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let save = |session: &Session| {
+        let session = session.clone();
+        tokio::spawn(async move { session.save().await })
+    };
+    add(&session);
+    let first = save(&session);
+    fixture.until_called(Update).await;
+    add(&session);
+    let second = save(&session);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.calls(), []);
+    gate.notify_one();
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(store.calls(), [Update]);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+/// Answers while a `save` of what it has inserted is under way; `then` comes in between.
+async fn answered_during_a_save(
+    fixture: &Fixture,
+    verb: Verb,
+    browser: &Browser,
+    then: fn(&Session),
+) -> support::Answer {
+    let gate = Arc::new(Notify::new());
+    let store = fixture.app.store.clone();
+    store.fault(verb, Fault::Wait(Arc::clone(&gate)));
+    let router = Router::new().route(
+        "/",
+        get(move |session: Session| async move {
+            add(&session);
+            let saving = session.clone();
+            tokio::spawn(async move { saving.save().await });
+            while store.calls().last() != Some(&verb) {
+                tokio::task::yield_now().await;
+            }
+            then(&session);
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let answer = tokio::spawn(send(&router, browser.request("/")));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.app.store.calls(), []);
+    assert!(!answer.is_finished(), "the response waits for the save");
+    gate.notify_one();
+    answer.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_response_waits_for_a_save_and_brings_its_cookie() {
+    let fixture = fixture();
+    let answer = answered_during_a_save(&fixture, Create, &Browser::default(), |_| ()).await;
+    let mut browser = Browser::with_cookie(answer.set_value());
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(1)");
+    let fixture = &fixture;
+    let answer = answered_during_a_save(fixture, Update, &browser, |session| {
+        add(session);
+    })
+    .await;
+    browser.take(&answer);
+    assert_eq!(fixture.app.store.calls(), [Update]);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+#[tokio::test]
+async fn a_flush_during_a_save_ends_what_was_saved() {
+    for verb in [Create, Update] {
+        let fixture = fixture();
+        let browser = match verb {
+            Create => Browser::default(),
+            _ => fixture.browser().await,
+        };
+        let answer = answered_during_a_save(&fixture, verb, &browser, Session::flush).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.sets_no_cookie() || answer.removes_cookie());
+        assert_eq!(answer.removes_cookie(), verb == Update);
+        assert_eq!(fixture.app.store.live(), []);
+    }
+}
+
+#[tokio::test]
+async fn middleware_between_two_layers_of_one_cookie_shares_the_session() {
+    async fn visit(
+        session: Session,
+        request: axum::extract::Request,
+        next: axum::middleware::Next,
+    ) -> axum::response::Response {
+        session.insert("visited", true).unwrap();
+        next.run(request).await
+    }
+    let fixture = fixture();
+    let router = fixture
+        .app
+        .router
+        .clone()
+        .layer(axum::middleware::from_fn(visit))
+        .layer(fixture.app.layer.clone())
+        .with_state(());
+    let mut browser = Browser::default();
+    browser.get(&router, "/add").await.set_value();
+    assert_eq!(fixture.app.store.calls(), [Create]);
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,visited");
+}
+
+#[tokio::test]
+async fn layers_of_two_cookies_have_two_sessions() {
+    let inner = fixture();
+    let config = SessionConfig::default().with_cookie_name("__Host-outer");
+    let outer = fixture_with(config);
+    let router = inner
+        .app
+        .router
+        .clone()
+        .layer(outer.app.layer.clone())
+        .with_state(());
+    let mut browser = Browser::default();
+    browser.get(&router, "/add").await.set_value();
+    assert_eq!(inner.app.store.calls(), [Create]);
+    assert_eq!(outer.app.store.calls(), []);
+    assert_eq!(browser.jar.keys().collect::<Vec<_>>(), ["__Host-id"]);
+}
+
+#[tokio::test]
+async fn edits_done_again_come_out_as_they_did_the_first_time() {
+    /// What is done to a session in which `n` is 1, and what `n` is afterwards.
+    type Case = (fn(&Session), &'static str);
+    let cases: [Case; 5] = [
+        (
+            |session| {
+                add(session);
+                add(session);
+            },
+            "Some(3)",
+        ),
+        (
+            |session| {
+                add(session);
+                session.insert("n", 7).unwrap();
+            },
+            "Some(7)",
+        ),
+        (
+            |session| {
+                session.insert("n", 7).unwrap();
+                add(session);
+            },
+            "Some(8)",
+        ),
+        (
+            |session| {
+                session.clear();
+                add(session);
+            },
+            "Some(1)",
+        ),
+        (
+            |session| {
+                add(session);
+                session.remove("n");
+                add(session);
+                add(session);
+            },
+            "Some(2)",
+        ),
+    ];
+    for (edit, n) in cases {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        fixture.app.store.fault(Update, foreign_write());
+        let router = Router::new().route("/", get(async move |session: Session| edit(&session)));
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        assert_eq!(send(&router, browser.request("/")).await.status, 200);
+        assert_eq!(fixture.app.store.calls(), [Load, Update, Load, Update]);
+        assert_eq!(fixture.get(&browser, "/read").await, n);
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_failed_save_builds_on_it_when_done_again() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let router = Router::new().route(
+        "/",
+        get(move |session: Session| async move {
+            add(&session);
+            store.fault(Update, foreign_write());
+            store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
+            session.save().await.unwrap_err();
+            assert_eq!(add(&session), 3);
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    assert_eq!(send(&router, browser.request("/")).await.status, 200);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+#[tokio::test]
+async fn a_flush_while_edits_are_done_again_drops_them() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("first", true).unwrap();
+    let store = &fixture.app.store;
+    store.fault(Update, foreign_write());
+    store.on_next(Update, {
+        let session = session.clone();
+        move || {
+            // Made during the save, done again after it; the second time something else happens.
+            let (mut runs, flushing) = (0, session.clone());
+            let late = session.update("late", move |_: Option<u64>| {
+                runs += 1;
+                if runs == 2 {
+                    flushing.flush();
+                }
+                runs
+            });
+            late.unwrap();
+        }
+    });
+    session.save().await.unwrap();
+    assert!(session.is_empty(), "{:?}", session.keys());
+    session.save().await.unwrap();
+    assert_eq!(store.live(), []);
+}
+
+#[tokio::test]
+async fn a_rotation_that_could_not_be_saved_is_made_up_for() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let old = browser.clone();
+    let store = fixture.app.store.clone();
+    let router = Router::new().route(
+        "/",
+        get(move |session: Session| async move {
+            session.cycle_id();
+            store.fault(Create, Fault::Fail(StoreErrorKind::Unavailable));
+            session.save().await.unwrap_err();
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    browser.get(&router, "/").await.set_value();
+    assert_eq!(fixture.get(&browser, "/keys").await, "n");
+    assert_eq!(fixture.get(&old, "/keys").await, "");
+}
+
+#[tokio::test]
+async fn a_rotation_begins_the_absolute_timeout_anew() {
+    let hour = Duration::from_secs(3600);
+    let config = SessionConfig::default()
+        .with_idle_timeout(hour)
+        .with_absolute_timeout(Some(hour));
+    let fixture = fixture_with(config);
+    let mut browser = fixture.browser().await;
+    for _ in 0..3 {
+        fixture.app.clock.advance(hour * 2 / 3);
+        browser.get(&fixture.app.router, "/login").await.set_value();
+    }
+    fixture.app.clock.advance(hour * 2 / 3);
+    browser.get(&fixture.app.router, "/add").await;
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
+    fixture.app.clock.advance(hour / 2);
+    assert_eq!(fixture.get(&browser, "/keys").await, "");
+}
+
+#[tokio::test]
+async fn a_session_that_turns_out_to_have_ended_reads_as_empty() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let key = session.key().unwrap();
+    fixture.app.layer.sessions().end(&key).await.unwrap();
+    add(&session);
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::Ended
+    );
+    assert!(session.is_empty() && session.keys().is_empty());
+    assert_eq!((session.key(), session.is_modified()), (None, false));
+}
+
+#[tokio::test]
+async fn requests_that_together_exceed_the_limit_leave_a_session_that_can_be_read() {
+    for keys in [true, false] {
+        let config = match keys {
+            true => SessionConfig::default().with_max_keys(2),
+            false => SessionConfig::default().with_max_payload(600),
+        };
+        let fixture = fixture_with(config);
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let first = fixture.take_kept();
+        browser.get(&fixture.app.router, "/keep").await;
+        let second = fixture.take_kept();
+        first.insert("a", "a".repeat(300)).unwrap();
+        second.insert("b", "b".repeat(300)).unwrap();
+        first.save().await.unwrap();
+        let error = second.save().await.unwrap_err();
+        assert_eq!(error.kind(), SessionErrorKind::Encode);
+        assert_eq!(fixture.get(&browser, "/keys").await, "a,n");
+        // What was too much can be taken back.
+        second.remove("b");
+        add(&second);
+        second.save().await.unwrap();
+        assert_eq!(fixture.get(&browser, "/read").await, "Some(2)");
+        assert_eq!(fixture.get(&browser, "/keys").await, "a,n");
+    }
+}
+
 /// A record that says "ended here", for long enough.
 async fn tombstone() -> support::Entry {
     let fixture = fixture();
