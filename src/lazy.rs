@@ -448,8 +448,15 @@ impl Inner {
 
     /// The request will not be answered: only a logout still counts.
     pub(crate) fn abandon(self: &Arc<Self>) {
-        let flush = self.flush_unloaded.load(Ordering::Acquire)
-            || matches!(self.loaded(), Some(Ok(loaded)) if loaded.state().plan(false).end);
+        let mut flush = self.flush_unloaded.load(Ordering::Acquire);
+        if let Some(Ok(loaded)) = self.loaded() {
+            let mut state = loaded.state();
+            flush |= state.plan(false).end;
+            if state.drop_edits() {
+                let key = state.identity().key();
+                edits_dropped(key, "the client hung up, or the handler panicked");
+            }
+        }
         self.head_sent.store(true, Ordering::Release);
         if flush {
             let inner = Arc::clone(self);
@@ -475,13 +482,11 @@ fn drop_unplanned(state: &mut State, plan: Plan) {
     if plan.writes() || !state.drop_edits() {
         return;
     }
-    match state.identity() {
-        Identity::Stored(stored) => {
-            edits_dropped(Some(stored.key), "the response is a server error")
-        }
-        Identity::Ended(key) => edits_dropped(Some(*key), "the session has ended"),
-        Identity::Anonymous => edits_dropped(None, "the response is a server error"),
-    }
+    let reason = match state.identity() {
+        Identity::Ended(_) => "the session has ended",
+        Identity::Anonymous | Identity::Stored(_) => "the response is a server error",
+    };
+    edits_dropped(state.identity().key(), reason);
 }
 
 fn edits_dropped(key: Option<SessionKey>, reason: &str) {
@@ -552,5 +557,28 @@ impl Drop for Inner {
             // A failure has already been reported.
             let _ = commit::perform(&shared, &mut work).await;
         }));
+    }
+}
+
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use super::*;
+
+    /// Allocators are slower beyond a kilobyte, and axum boxes a handler's future, which holds a load.
+    #[tokio::test]
+    async fn what_a_read_allocates_is_under_a_kilobyte() {
+        let store = crate::store::MemoryStore::new();
+        let keys = crate::SigningKeys::generate().unwrap();
+        let config = crate::SessionConfig::default();
+        let shared = Arc::new(Shared::new(store, &keys, config).unwrap());
+        let inner = Arc::new(Inner::new(shared, Source::Cookies(CookieHeaders::None)));
+        let sizes = [
+            ("inner", size_of::<Inner>()),
+            ("load", size_of_val(&inner.load())),
+            ("find", size_of_val(&inner.find(&CookieHeaders::None))),
+        ];
+        for (what, size) in sizes {
+            assert!(size <= 1024, "{what}: {size} bytes of {sizes:?}");
+        }
     }
 }

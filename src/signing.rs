@@ -303,6 +303,8 @@ mod tests {
             signer(NEW, "theme").verify(&value),
             Err(Rejected::Signature)
         );
+        // Nor for one whose name is as long.
+        assert_eq!(signer(NEW, "uid").verify(&value), Err(Rejected::Signature));
         assert_eq!(signer(OLD, "sid").verify(&value), Err(Rejected::Signature));
     }
 

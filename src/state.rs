@@ -22,6 +22,16 @@ pub(crate) enum Identity {
     Stored(Stored),
 }
 
+impl Identity {
+    pub(crate) fn key(&self) -> Option<SessionKey> {
+        match self {
+            Self::Anonymous => None,
+            Self::Ended(key) => Some(*key),
+            Self::Stored(stored) => Some(stored.key),
+        }
+    }
+}
+
 /// A session that the store has.
 #[derive(Clone)]
 pub(crate) struct Stored {
@@ -604,7 +614,8 @@ impl State {
 
     /// Drops what the response does not store, and says whether that was anything.
     pub(crate) fn drop_edits(&mut self) -> bool {
-        let dropped = self.has_edits() || self.rotate;
+        let rotates = self.rotate && !matches!(self.identity, Identity::Anonymous);
+        let dropped = self.has_edits() || rotates;
         self.attempts.clear();
         self.rotate = false;
         if !self.batches.is_empty() {

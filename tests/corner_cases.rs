@@ -14,7 +14,7 @@ use session_layer::{
 use support::{App, Browser, Fault, Verb, app_with, send};
 use tokio::sync::Notify;
 
-use Verb::{Create, Load, Update};
+use Verb::{Create, Delete, Load, Update};
 
 /// Where handlers leave what they have for the test to go on with.
 type Kept<T> = Arc<Mutex<Option<T>>>;
@@ -160,6 +160,110 @@ async fn a_tombstone_without_an_answer_leaves_the_browser_with_the_new_session()
     assert_eq!(answer.status, 503);
     answer.set_value();
     assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
+}
+
+/// The next update meets a record that somebody else has just written.
+fn foreign_write() -> Fault {
+    Fault::First(Arc::new(support::SpyStore::rewrite_all))
+}
+
+#[tokio::test]
+async fn a_rotation_that_surely_failed_leaves_no_second_session() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    store.fault(Update, foreign_write());
+    store.fault(Load, Fault::First(Arc::new(|_| ())));
+    store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
+    let answer = browser.get(&fixture.app.router, "/login").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.sets_no_cookie());
+    assert_eq!(store.calls(), [Load, Create, Update, Load, Delete]);
+    assert_eq!(store.live().len(), 1);
+    assert_eq!(fixture.get(&browser, "/keys").await, "n");
+}
+
+#[tokio::test]
+async fn a_lost_tombstone_is_forgotten_once_the_old_session_has_changed() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    let failure = Fault::Fail(StoreErrorKind::Timeout);
+    // Of the tombstone, and of bringing the new record up to date.
+    store.fault(Update, failure.clone());
+    store.fault(Update, failure);
+    store.on_next(Update, {
+        let store = store.clone();
+        move || store.rewrite_all()
+    });
+    let answer = browser.get(&fixture.app.router, "/login").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.sets_no_cookie());
+    assert_eq!(store.calls(), [Load, Create, Update, Load, Update, Delete]);
+    assert_eq!(fixture.get(&browser, "/keys").await, "n");
+}
+
+#[tokio::test]
+async fn a_rotation_of_data_that_was_cleared_meanwhile_is_dropped() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    fixture
+        .app
+        .store
+        .fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let rotation = tokio::spawn(send(&fixture.app.router, browser.request("/login")));
+    fixture.until_called(Update).await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let other = fixture.take_kept();
+    other.clear();
+    other.insert("other", true).unwrap();
+    other.save().await.unwrap();
+    gate.notify_one();
+    let answer = rotation.await.unwrap();
+    assert!(answer.sets_no_cookie());
+    assert_eq!(fixture.app.store.live().len(), 1);
+    assert_eq!(fixture.get(&browser, "/keys").await, "other");
+}
+
+#[tokio::test]
+async fn every_attempt_to_write_draws_its_own_revision() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    for _ in 0..3 {
+        fixture.app.store.fault(Update, foreign_write());
+    }
+    assert_eq!(browser.get(&fixture.app.router, "/add").await.body, "2");
+    let drawn = fixture.app.store.drawn();
+    let distinct: std::collections::HashSet<_> = drawn.iter().collect();
+    assert_eq!((drawn.len(), distinct.len()), (4, 4));
+}
+
+#[tokio::test]
+async fn commits_of_a_contended_session_stand_in_line() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    let gate = Arc::new(Notify::new());
+    store.fault(Update, foreign_write());
+    store.fault(Load, Fault::First(Arc::new(|_| ())));
+    store.fault(Load, Fault::Wait(Arc::clone(&gate)));
+    let first = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    let mut calls = Vec::new();
+    while calls != [Load, Update, Load] {
+        tokio::task::yield_now().await;
+        calls.extend(store.calls());
+    }
+    let second = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.calls(), [Load], "the second waits for the first");
+    gate.notify_one();
+    assert_eq!(first.await.unwrap().status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+    assert_eq!(store.calls(), [Update, Load, Update]);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
 }
 
 #[tokio::test]
@@ -317,6 +421,479 @@ async fn keys_that_grow_in_json_count_as_they_are_written() {
     let body = browser.get(&router, "/odd").await.body;
     assert_eq!(fixture.get(&browser, "/keys").await, "fine");
     assert_eq!(body, "true false");
+}
+
+#[tokio::test]
+async fn what_an_abandoned_request_has_done_is_not_saved_by_a_task_that_it_started() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let kept = Kept::default();
+    let router = Router::new().route(
+        "/stuck",
+        get({
+            let kept = Arc::clone(&kept);
+            move |session: Session| async move {
+                session.insert("half", "done").unwrap();
+                *kept.lock().unwrap() = Some(session);
+                std::future::pending::<()>().await;
+            }
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let stuck = tokio::spawn(send(&router, browser.request("/stuck")));
+    while kept.lock().unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+    stuck.abort();
+    assert!(stuck.await.unwrap_err().is_cancelled());
+    let session: Session = kept.lock().unwrap().take().unwrap();
+    session.insert("own", true).unwrap();
+    session.save().await.unwrap();
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,own");
+    session.cycle_id();
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::CookieTooLate
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_costs_no_more_than_the_commit_deadline() {
+    let config = SessionConfig::default().with_commit_timeout(Duration::from_millis(100));
+    let fixture = fixture_with(config);
+    let mut browser = fixture.browser().await;
+    fixture.app.store.fault(Update, Fault::Hang);
+    let start = tokio::time::Instant::now();
+    assert_eq!(browser.get(&fixture.app.router, "/add").await.status, 503);
+    assert_eq!(start.elapsed().as_millis() / 10, 10);
+}
+
+#[tokio::test]
+async fn a_session_that_grows_too_old_during_a_request_is_not_written_again() {
+    let hour = Duration::from_secs(3600);
+    let config = SessionConfig::default()
+        .with_idle_timeout(hour)
+        .with_absolute_timeout(Some(hour));
+    let fixture = fixture_with(config);
+    let browser = fixture.browser().await;
+    // A store whose clock is behind.
+    for entry in fixture.app.store.records().values_mut() {
+        entry.expires += 24 * hour;
+    }
+    let router = Router::new().route(
+        "/slow",
+        get({
+            let clock = fixture.app.clock.clone();
+            move |session: Session| async move {
+                add(&session);
+                clock.advance(hour);
+                let error = session.save().await.unwrap_err();
+                (error.kind() == SessionErrorKind::Ended).to_string()
+            }
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let answer = send(&router, browser.request("/slow")).await;
+    assert_eq!(answer.body, "true");
+    assert!(answer.sets_no_cookie());
+    assert_eq!(fixture.app.store.calls(), [Load]);
+    assert_eq!(fixture.get(&browser, "/read").await, "None");
+}
+
+#[tokio::test]
+async fn a_session_first_loaded_after_the_head_gets_no_cookie() {
+    let fixture = fixture();
+    Browser::default()
+        .get(&fixture.app.router, "/keep-lazy")
+        .await;
+    let lazy = fixture.lazy.lock().unwrap().take().unwrap();
+    let session = lazy.load().await.unwrap();
+    session.insert("n", 1).unwrap();
+    let error = session.save().await.unwrap_err();
+    assert_eq!(error.kind(), SessionErrorKind::CookieTooLate);
+    assert_eq!(fixture.app.store.calls(), []);
+}
+
+#[tokio::test]
+async fn two_saves_of_one_session_come_one_after_the_other() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let gate = Arc::new(Notify::new());
+    let store = &fixture.app.store;
+    store.fault(Update, Fault::Wait(Arc::clone(&gate)));
+    let save = |session: &Session| {
+        let session = session.clone();
+        tokio::spawn(async move { session.save().await })
+    };
+    add(&session);
+    let first = save(&session);
+    fixture.until_called(Update).await;
+    add(&session);
+    let second = save(&session);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.calls(), []);
+    gate.notify_one();
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(store.calls(), [Update]);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+/// Answers while a `save` of what it has inserted is under way; `then` comes in between.
+async fn answered_during_a_save(
+    fixture: &Fixture,
+    verb: Verb,
+    browser: &Browser,
+    then: fn(&Session),
+) -> support::Answer {
+    let gate = Arc::new(Notify::new());
+    let store = fixture.app.store.clone();
+    store.fault(verb, Fault::Wait(Arc::clone(&gate)));
+    let router = Router::new().route(
+        "/",
+        get(move |session: Session| async move {
+            add(&session);
+            let saving = session.clone();
+            tokio::spawn(async move { saving.save().await });
+            while store.calls().last() != Some(&verb) {
+                tokio::task::yield_now().await;
+            }
+            then(&session);
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let answer = tokio::spawn(send(&router, browser.request("/")));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.app.store.calls(), []);
+    assert!(!answer.is_finished(), "the response waits for the save");
+    gate.notify_one();
+    answer.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_response_waits_for_a_save_and_brings_its_cookie() {
+    let fixture = fixture();
+    let answer = answered_during_a_save(&fixture, Create, &Browser::default(), |_| ()).await;
+    let mut browser = Browser::with_cookie(answer.set_value());
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(1)");
+    let fixture = &fixture;
+    let answer = answered_during_a_save(fixture, Update, &browser, |session| {
+        add(session);
+    })
+    .await;
+    browser.take(&answer);
+    assert_eq!(fixture.app.store.calls(), [Update]);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+#[tokio::test]
+async fn a_flush_during_a_save_ends_what_was_saved() {
+    for verb in [Create, Update] {
+        let fixture = fixture();
+        let browser = match verb {
+            Create => Browser::default(),
+            _ => fixture.browser().await,
+        };
+        let answer = answered_during_a_save(&fixture, verb, &browser, Session::flush).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.sets_no_cookie() || answer.removes_cookie());
+        assert_eq!(answer.removes_cookie(), verb == Update);
+        assert_eq!(fixture.app.store.live(), []);
+    }
+}
+
+#[tokio::test]
+async fn middleware_between_two_layers_of_one_cookie_shares_the_session() {
+    async fn visit(
+        session: Session,
+        request: axum::extract::Request,
+        next: axum::middleware::Next,
+    ) -> axum::response::Response {
+        session.insert("visited", true).unwrap();
+        next.run(request).await
+    }
+    let fixture = fixture();
+    let router = fixture
+        .app
+        .router
+        .clone()
+        .layer(axum::middleware::from_fn(visit))
+        .layer(fixture.app.layer.clone())
+        .with_state(());
+    let mut browser = Browser::default();
+    browser.get(&router, "/add").await.set_value();
+    assert_eq!(fixture.app.store.calls(), [Create]);
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,visited");
+}
+
+#[tokio::test]
+async fn layers_of_two_cookies_have_two_sessions() {
+    let inner = fixture();
+    let config = SessionConfig::default().with_cookie_name("__Host-outer");
+    let outer = fixture_with(config);
+    let router = inner
+        .app
+        .router
+        .clone()
+        .layer(outer.app.layer.clone())
+        .with_state(());
+    let mut browser = Browser::default();
+    browser.get(&router, "/add").await.set_value();
+    assert_eq!(inner.app.store.calls(), [Create]);
+    assert_eq!(outer.app.store.calls(), []);
+    assert_eq!(browser.jar.keys().collect::<Vec<_>>(), ["__Host-id"]);
+}
+
+#[tokio::test]
+async fn edits_done_again_come_out_as_they_did_the_first_time() {
+    /// What is done to a session in which `n` is 1, and what `n` is afterwards.
+    type Case = (fn(&Session), &'static str);
+    let cases: [Case; 5] = [
+        (
+            |session| {
+                add(session);
+                add(session);
+            },
+            "Some(3)",
+        ),
+        (
+            |session| {
+                add(session);
+                session.insert("n", 7).unwrap();
+            },
+            "Some(7)",
+        ),
+        (
+            |session| {
+                session.insert("n", 7).unwrap();
+                add(session);
+            },
+            "Some(8)",
+        ),
+        (
+            |session| {
+                session.clear();
+                add(session);
+            },
+            "Some(1)",
+        ),
+        (
+            |session| {
+                add(session);
+                session.remove("n");
+                add(session);
+                add(session);
+            },
+            "Some(2)",
+        ),
+    ];
+    for (edit, n) in cases {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        fixture.app.store.fault(Update, foreign_write());
+        let router = Router::new().route("/", get(async move |session: Session| edit(&session)));
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        assert_eq!(send(&router, browser.request("/")).await.status, 200);
+        assert_eq!(fixture.app.store.calls(), [Load, Update, Load, Update]);
+        assert_eq!(fixture.get(&browser, "/read").await, n);
+    }
+}
+
+#[tokio::test]
+async fn what_follows_a_failed_save_builds_on_it_when_done_again() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let router = Router::new().route(
+        "/",
+        get(move |session: Session| async move {
+            add(&session);
+            store.fault(Update, foreign_write());
+            store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
+            session.save().await.unwrap_err();
+            assert_eq!(add(&session), 3);
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    assert_eq!(send(&router, browser.request("/")).await.status, 200);
+    assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+#[tokio::test]
+async fn a_flush_while_edits_are_done_again_drops_them() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("first", true).unwrap();
+    let store = &fixture.app.store;
+    store.fault(Update, foreign_write());
+    store.on_next(Update, {
+        let session = session.clone();
+        move || {
+            // Made during the save, done again after it; the second time something else happens.
+            let (mut runs, flushing) = (0, session.clone());
+            let late = session.update("late", move |_: Option<u64>| {
+                runs += 1;
+                if runs == 2 {
+                    flushing.flush();
+                }
+                runs
+            });
+            late.unwrap();
+        }
+    });
+    session.save().await.unwrap();
+    assert!(session.is_empty(), "{:?}", session.keys());
+    session.save().await.unwrap();
+    assert_eq!(store.live(), []);
+}
+
+#[tokio::test]
+async fn a_rotation_that_could_not_be_saved_is_made_up_for() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let old = browser.clone();
+    let store = fixture.app.store.clone();
+    let router = Router::new().route(
+        "/",
+        get(move |session: Session| async move {
+            session.cycle_id();
+            store.fault(Create, Fault::Fail(StoreErrorKind::Unavailable));
+            session.save().await.unwrap_err();
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    browser.get(&router, "/").await.set_value();
+    assert_eq!(fixture.get(&browser, "/keys").await, "n");
+    assert_eq!(fixture.get(&old, "/keys").await, "");
+}
+
+#[tokio::test]
+async fn a_rotation_begins_the_absolute_timeout_anew() {
+    let hour = Duration::from_secs(3600);
+    let config = SessionConfig::default()
+        .with_idle_timeout(hour)
+        .with_absolute_timeout(Some(hour));
+    let fixture = fixture_with(config);
+    let mut browser = fixture.browser().await;
+    for _ in 0..3 {
+        fixture.app.clock.advance(hour * 2 / 3);
+        browser.get(&fixture.app.router, "/login").await.set_value();
+    }
+    fixture.app.clock.advance(hour * 2 / 3);
+    browser.get(&fixture.app.router, "/add").await;
+    assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
+    fixture.app.clock.advance(hour / 2);
+    assert_eq!(fixture.get(&browser, "/keys").await, "");
+}
+
+#[tokio::test]
+async fn a_session_that_turns_out_to_have_ended_reads_as_empty() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let key = session.key().unwrap();
+    fixture.app.layer.sessions().end(&key).await.unwrap();
+    add(&session);
+    assert_eq!(
+        session.save().await.unwrap_err().kind(),
+        SessionErrorKind::Ended
+    );
+    assert!(session.is_empty() && session.keys().is_empty());
+    assert_eq!((session.key(), session.is_modified()), (None, false));
+}
+
+#[tokio::test]
+async fn requests_that_together_exceed_the_limit_leave_a_session_that_can_be_read() {
+    for keys in [true, false] {
+        let config = match keys {
+            true => SessionConfig::default().with_max_keys(2),
+            false => SessionConfig::default().with_max_payload(600),
+        };
+        let fixture = fixture_with(config);
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let first = fixture.take_kept();
+        browser.get(&fixture.app.router, "/keep").await;
+        let second = fixture.take_kept();
+        first.insert("a", "a".repeat(300)).unwrap();
+        second.insert("b", "b".repeat(300)).unwrap();
+        first.save().await.unwrap();
+        let error = second.save().await.unwrap_err();
+        assert_eq!(error.kind(), SessionErrorKind::Encode);
+        assert_eq!(fixture.get(&browser, "/keys").await, "a,n");
+        // What was too much can be taken back.
+        second.remove("b");
+        add(&second);
+        second.save().await.unwrap();
+        assert_eq!(fixture.get(&browser, "/read").await, "Some(2)");
+        assert_eq!(fixture.get(&browser, "/keys").await, "a,n");
+    }
+}
+
+/// A record that says "ended here", for long enough.
+async fn tombstone() -> support::Entry {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.flush();
+    session.save().await.unwrap();
+    let mut entry = fixture.app.store.records().values().next().unwrap().clone();
+    assert!(support::is_tombstone(&entry.payload));
+    entry.expires += Duration::from_secs(30 * 86_400);
+    entry
+}
+
+#[tokio::test]
+async fn a_tombstone_has_the_format_of_its_session() {
+    for format in [Format::Json, Format::MessagePack] {
+        let fixture = fixture_with(SessionConfig::default().with_format(format));
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let key = fixture.take_kept().key().unwrap();
+        fixture.app.layer.sessions().end(&key).await.unwrap();
+        let json = fixture.app.store.records()[&key].payload.starts_with(b"{");
+        assert_eq!(json, format == Format::Json);
+        assert_eq!(fixture.get(&browser, "/keys").await, "");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_that_finds_the_session_ended_sends_no_cookie() {
+    for how in ["deleted", "ended"] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        // Both the record and the cookie are to be renewed.
+        fixture.app.clock.advance(Duration::from_secs(4 * 86_400));
+        let tombstone = tombstone().await;
+        let store = &fixture.app.store;
+        let sibling = store.clone();
+        store.on_next(Verb::Touch, move || {
+            if how == "deleted" {
+                sibling.records().clear();
+            } else {
+                for entry in sibling.records().values_mut() {
+                    *entry = tombstone.clone();
+                }
+            }
+        });
+        let answer = browser.get(&fixture.app.router, "/read").await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.body.as_str()),
+            (200, "Some(1)")
+        );
+        assert!(store.calls().contains(&Verb::Touch));
+        assert!(answer.sets_no_cookie(), "{how}");
+    }
 }
 
 /// Says that it has one element, and gives three.

@@ -98,6 +98,18 @@ async fn an_inner_error_ends_a_flushed_session_all_the_same() {
 }
 
 #[tokio::test]
+async fn an_inner_error_rolls_back() {
+    let store = support::SpyStore::new(support::Clock::default());
+    let layer = SessionLayer::new(store.clone(), support::keys());
+    let mut fail = layer.layer(service_fn(|request: Request<Opaque>| async move {
+        count(request).await.unwrap();
+        Err::<Response<Reply>, _>("broken")
+    }));
+    assert_eq!(fail.call(request(None)).await.unwrap_err(), "broken");
+    assert_eq!(store.calls(), []);
+}
+
+#[tokio::test]
 async fn a_retried_request_keeps_one_session() {
     #[derive(Clone)]
     struct Twice;

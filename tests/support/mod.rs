@@ -78,6 +78,7 @@ struct Spy {
     records: Mutex<HashMap<SessionKey, Entry>>,
     calls: Mutex<Vec<Verb>>,
     faults: Mutex<HashMap<Verb, VecDeque<Fault>>>,
+    drawn: Mutex<Vec<Revision>>,
     meanwhile: Mutex<Option<(Verb, Meanwhile)>>,
     clock: Clock,
 }
@@ -114,6 +115,18 @@ impl SpyStore {
             .entry(verb)
             .or_default()
             .push_back(fault);
+    }
+
+    /// The revisions of all attempts to update.
+    pub fn drawn(&self) -> Vec<Revision> {
+        self.0.drawn.lock().unwrap().clone()
+    }
+
+    /// As if somebody else had written the same data again.
+    pub fn rewrite_all(&self) {
+        for entry in self.records().values_mut() {
+            entry.revision = Revision::generate();
+        }
     }
 
     /// The next call of `verb` does this first, faults or not.
@@ -221,6 +234,7 @@ impl SessionStore for SpyStore {
         seen: &Record,
         new: &NewRecord<'_>,
     ) -> Result<UpdateOutcome, StoreError> {
+        self.0.drawn.lock().unwrap().push(new.revision());
         let fault = self.called(Verb::Update).await?;
         match self.live_entry(key) {
             None => return Ok(UpdateOutcome::Gone),
