@@ -12,10 +12,12 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::answer::Answer;
 use crate::config::{ServerErrors, SessionConfig};
 use crate::cookie::{CookieHeaders, vary_on_cookie};
 use crate::error::{ConfigError, SessionError};
-use crate::lazy::{Answer, Inner, LazySession};
+use crate::lazy::LazySession;
+use crate::request::Inner;
 use crate::sessions::Sessions;
 use crate::shared::{Finish, Shared};
 use crate::signing::SigningKeys;

@@ -50,6 +50,7 @@
 //! and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod commit;
 mod config;
 #[cfg(feature = "conformance")]
@@ -64,6 +65,7 @@ mod layer;
 mod lazy;
 mod payload;
 mod queue;
+mod request;
 mod session;
 mod sessions;
 mod shared;

@@ -12,8 +12,8 @@ use crate::config::MAX_LIFETIME;
 use crate::edits::Updater;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::SessionKey;
-use crate::lazy::{Inner, Loaded};
 use crate::payload::{self, Format};
+use crate::request::{Inner, Loaded};
 use crate::shared::Finish;
 use crate::state::Identity;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::SessionError;
 use crate::id::SessionKey;
-use crate::lazy::Inner;
+use crate::request::Inner;
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::store::AnyStore;

@@ -1,14 +1,19 @@
-//! What a request knows of its session, and what is to be done about it: [`State::plan`]. No I/O, no
-//! clock.
+//! What a request knows of its session, and what it has done to it. No I/O, no clock.
+
+mod plan;
+mod work;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(crate) use self::plan::{CookieAction, Plan, StoreAction};
+use self::work::Attempt;
+pub(crate) use self::work::{Outcome, Reread, Work};
 use crate::config::{MAX_LIFETIME, Policy};
 use crate::edits::{self, Batch, Updater};
 use crate::error::{SessionError, SessionErrorKind};
-use crate::id::{Revision, SessionId, SessionKey};
+use crate::id::{SessionId, SessionKey};
 use crate::payload::{self, META_KEY, Meta, Payload};
 use crate::store::Record;
 
@@ -56,60 +61,6 @@ impl Stored {
 pub(crate) struct Ending {
     pub(crate) key: SessionKey,
     pub(crate) seen: Option<Record>,
-}
-
-/// One attempt to write whose fate may be unknown.
-#[derive(Clone, Copy)]
-pub(crate) struct Attempt {
-    pub(crate) revision: Revision,
-    /// How many batches, from the first, it wrote.
-    pub(crate) batches: usize,
-    /// Whether the store failed to say what became of it.
-    pub(crate) ambiguous: bool,
-}
-
-/// What to do in the store. An end that was asked for comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StoreAction {
-    Nothing,
-    Create,
-    Update,
-    Touch,
-    Rotate,
-}
-
-/// What to do about the cookie, if the store plays along.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CookieAction {
-    Keep,
-    Set,
-    Remove,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Plan {
-    pub(crate) end: bool,
-    pub(crate) store: StoreAction,
-    pub(crate) cookie: CookieAction,
-    /// Whether the store action makes no sense unless the browser learns of it.
-    pub(crate) needs_cookie: bool,
-}
-
-impl Plan {
-    /// Nothing but the end that was asked for, if one was.
-    pub(crate) fn end_only(end: bool) -> Self {
-        Self {
-            end,
-            store: StoreAction::Nothing,
-            cookie: CookieAction::Keep,
-            needs_cookie: false,
-        }
-    }
-
-    /// Whether edits are stored.
-    pub(crate) fn writes(self) -> bool {
-        !matches!(self.store, StoreAction::Nothing | StoreAction::Touch)
-    }
 }
 
 pub(crate) struct State {
@@ -433,184 +384,7 @@ impl State {
             }
     }
 
-    // What becomes of it.
-
-    /// Decides what is to be done; `edits` is whether this response's edits count.
-    pub(crate) fn plan(&self, edits: bool) -> Plan {
-        let edited = edits && self.has_edits();
-        let rotate = edits && self.rotate;
-        let (store, needs_cookie) = match &self.identity {
-            Identity::Stored(_) if rotate => (StoreAction::Rotate, true),
-            Identity::Stored(_) if edited => (
-                StoreAction::Update,
-                self.batches
-                    .iter()
-                    .any(|batch| batch.changes_cookie(&self.meta)),
-            ),
-            Identity::Stored(_) if self.touch_due => (StoreAction::Touch, false),
-            Identity::Anonymous if edited => (StoreAction::Create, true),
-            // Whoever logs in may do so even with the cookie of a session that has just ended; other
-            // edits were meant for data that this request has no right to.
-            Identity::Ended(_) if edited && rotate => (StoreAction::Create, true),
-            Identity::Stored(_) | Identity::Anonymous | Identity::Ended(_) => {
-                (StoreAction::Nothing, false)
-            }
-        };
-        let due = self.cookie_due && matches!(self.identity, Identity::Stored(_));
-        let cookie = if needs_cookie || due || self.owes_cookie {
-            CookieAction::Set
-        } else if self.owes_removal {
-            CookieAction::Remove
-        } else {
-            CookieAction::Keep
-        };
-        Plan {
-            end: !self.endings.is_empty(),
-            store,
-            cookie,
-            needs_cookie,
-        }
-    }
-
-    pub(crate) fn is_committing(&self) -> bool {
-        self.committing
-    }
-
-    /// Hands out everything that the plan needs. Until [`State::settle`], the session reads as if it
-    /// had been carried out.
-    ///
-    /// With the `last` commit of a request, edits that it does not store are dropped; those that come
-    /// while it runs are not the response's any more, and wait for a `save`.
-    pub(crate) fn begin(&mut self, plan: Plan, last: bool, now: u64) -> Work {
-        self.committing = true;
-        let mut work = Work {
-            plan,
-            endings: std::mem::take(&mut self.endings),
-            stored: match &self.identity {
-                Identity::Stored(stored) => Some(stored.clone()),
-                Identity::Anonymous | Identity::Ended(_) => None,
-            },
-            base: if plan.writes() {
-                let empty = Payload::empty(self.base.format());
-                std::mem::replace(&mut self.base, empty)
-            } else {
-                self.base.clone()
-            },
-            meta: self.meta,
-            batches: Vec::new(),
-            attempts: Vec::new(),
-            rotate: false,
-            payload: None,
-            flushes: self.flushes,
-            last,
-        };
-        if plan.writes() {
-            work.batches = std::mem::take(&mut self.batches);
-            work.attempts = std::mem::take(&mut self.attempts);
-            work.rotate = std::mem::take(&mut self.rotate);
-            let (meta, payload) = work.encode(now);
-            self.base = payload.clone();
-            self.meta = meta;
-            work.payload = Some((meta, payload));
-        }
-        work
-    }
-
-    /// Takes note of what became of `work`. Answers whether edits have come meanwhile that are to be
-    /// done again on other data than they were made on: see [`State::take_batches`].
-    pub(crate) fn settle(&mut self, work: &mut Work, outcome: Outcome, policy: &Policy) -> bool {
-        self.committing = false;
-        let flushed = self.flushes != work.flushes;
-        match outcome {
-            Outcome::Stored { stored, replayed } => {
-                let (meta, payload) = match work.payload.take() {
-                    Some(written) => written,
-                    None => (work.meta, work.base.clone()),
-                };
-                if flushed {
-                    // What was just stored is what the flush was about.
-                    self.endings.push(Ending {
-                        key: stored.key,
-                        seen: Some(stored.record),
-                    });
-                    return false;
-                }
-                self.owes_cookie |= work.plan.cookie == CookieAction::Set;
-                self.owes_removal &= !self.owes_cookie;
-                self.touch_due = false;
-                self.identity = Identity::Stored(stored);
-                self.meta = meta;
-                self.base = payload;
-                self.measure();
-                replayed && !self.batches.is_empty()
-            }
-            Outcome::Ended(key) => {
-                if !flushed {
-                    self.identity = Identity::Ended(key);
-                    self.forget_data(policy);
-                }
-                false
-            }
-            Outcome::Nothing => {
-                if !flushed && work.plan.cookie == CookieAction::Set {
-                    self.owes_cookie |= matches!(self.identity, Identity::Stored(_));
-                }
-                false
-            }
-            Outcome::Failed => {
-                self.endings.append(&mut work.endings);
-                if flushed || work.payload.is_none() {
-                    return false;
-                }
-                if let Some(stored) = work.stored.take() {
-                    self.identity = Identity::Stored(stored);
-                }
-                self.base = work.base.clone();
-                self.meta = work.meta;
-                if work.last {
-                    self.measure();
-                    return !self.batches.is_empty();
-                }
-                let later = std::mem::replace(&mut self.batches, std::mem::take(&mut work.batches));
-                self.batches.extend(later);
-                self.attempts = std::mem::take(&mut work.attempts);
-                self.rotate |= work.rotate;
-                self.measure();
-                false
-            }
-        }
-    }
-
-    /// The edits, to be replayed; with them, what [`State::return_batches`] wants back.
-    pub(crate) fn take_batches(&mut self) -> (Payload, Vec<Batch>, u32) {
-        let batches = std::mem::take(&mut self.batches);
-        self.measure();
-        (self.base.clone(), batches, self.flushes)
-    }
-
-    /// Puts batches back that were taken and replayed, unless the session they were meant for has
-    /// been flushed. Answers whether more have come meanwhile.
-    pub(crate) fn return_batches(&mut self, mut batches: Vec<Batch>, flushes: u32) -> bool {
-        if flushes != self.flushes {
-            let litter = batches.into_iter().flat_map(Batch::into_updaters);
-            self.litter.extend(litter);
-            return false;
-        }
-        let more = !self.batches.is_empty();
-        batches.append(&mut self.batches);
-        self.batches = batches;
-        self.measure();
-        more
-    }
-
-    /// Takes note that edits could not be done again, for the next [`State::take_lost`].
-    pub(crate) fn lose(&mut self, why: SessionError) {
-        self.lost = Some(why);
-    }
-
-    pub(crate) fn take_lost(&mut self) -> Option<SessionError> {
-        self.lost.take()
-    }
+    // When the request is over.
 
     /// Drops what the response does not store, and says whether that was anything.
     pub(crate) fn drop_edits(&mut self) -> bool {
@@ -659,140 +433,6 @@ impl State {
     /// Whether the browser is to keep the cookie when it closes.
     pub(crate) fn is_permanent(&self, policy: &Policy) -> bool {
         self.meta.permanent.unwrap_or(policy.permanent)
-    }
-}
-
-/// One commit: what it is to do, and the edits it takes along.
-pub(crate) struct Work {
-    pub(crate) plan: Plan,
-    pub(crate) endings: Vec<Ending>,
-    pub(crate) stored: Option<Stored>,
-    base: Payload,
-    meta: Meta,
-    batches: Vec<Batch>,
-    attempts: Vec<Attempt>,
-    rotate: bool,
-    payload: Option<(Meta, Payload)>,
-    flushes: u32,
-    last: bool,
-}
-
-/// What became of a commit.
-pub(crate) enum Outcome {
-    /// The store has it. `replayed`: on other data than the request had seen.
-    Stored { stored: Stored, replayed: bool },
-    /// The session of this key has ended; the edits are gone.
-    Ended(SessionKey),
-    /// There was nothing to store.
-    Nothing,
-    /// Not stored, as far as is known. The edits are still to be made.
-    Failed,
-}
-
-/// What a record, read again after a conflict, means for the edits.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Reread {
-    /// It is what this commit wrote, all of it.
-    Landed,
-    /// Edits have been laid over it; write again.
-    Replayed,
-    /// It is another generation's.
-    OtherGeneration,
-    /// An earlier write of this request may be in it or not; nobody can know.
-    Unknown,
-}
-
-impl Work {
-    /// Whether this failed for good, and took edits along.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.last && (!self.batches.is_empty() || self.rotate)
-    }
-
-    /// What is to be written, and for how long.
-    pub(crate) fn payload(&self) -> (&Meta, &Payload) {
-        match &self.payload {
-            Some((meta, payload)) => (meta, payload),
-            None => (&self.meta, &self.base),
-        }
-    }
-
-    /// Notes that everything is about to be written under `revision`.
-    pub(crate) fn attempt(&mut self, revision: Revision) {
-        self.attempts.push(Attempt {
-            revision,
-            batches: self.batches.len(),
-            ambiguous: false,
-        });
-    }
-
-    /// Notes that the last attempt may or may not have arrived.
-    pub(crate) fn attempt_is_ambiguous(&mut self) {
-        if let Some(last) = self.attempts.last_mut() {
-            last.ambiguous = true;
-        }
-    }
-
-    /// Looks at the record that is there after a conflict, and makes the edits ready to be written on
-    /// top of it. Calls the closures that were given to `update`.
-    pub(crate) fn reread(
-        &mut self,
-        revision: Revision,
-        meta: Meta,
-        payload: Payload,
-        policy: &Policy,
-        now: u64,
-    ) -> Result<Reread, SessionError> {
-        let seen = self.stored.as_ref().map(|stored| stored.record.revision());
-        match self
-            .attempts
-            .iter()
-            .rev()
-            .find(|attempt| attempt.revision == revision)
-        {
-            Some(landed) => {
-                self.batches.drain(..landed.batches);
-                self.attempts.clear();
-                if self.batches.is_empty() && !self.rotate {
-                    self.payload = Some((meta, payload));
-                    return Ok(Reread::Landed);
-                }
-            }
-            None if seen == Some(revision) => {}
-            None if self.attempts.iter().any(|attempt| attempt.ambiguous) => {
-                return Ok(Reread::Unknown);
-            }
-            None if meta.generation != self.meta.generation => return Ok(Reread::OtherGeneration),
-            None => self.attempts.clear(),
-        }
-        edits::replay(&payload, &mut self.batches)?;
-        self.base = payload;
-        self.meta = meta;
-        let encoded = self.encode(now);
-        if encoded.1.bytes().len() > policy.limits.bytes || encoded.1.len() > policy.limits.keys {
-            return Err(SessionError::new(
-                SessionErrorKind::Encode,
-                "the session, with what other requests have added, is larger than allowed",
-            ));
-        }
-        self.payload = Some(encoded);
-        Ok(Reread::Replayed)
-    }
-
-    /// The batches laid over what was read. A session that begins, or begins anew under another id,
-    /// counts its age from `now`.
-    fn encode(&self, now: u64) -> (Meta, Payload) {
-        let mut meta = self.meta;
-        for batch in &self.batches {
-            batch.apply_to_meta(&mut meta);
-        }
-        if self.rotate || self.stored.is_none() {
-            meta.created = Some(now);
-            meta.generation = 0;
-        }
-        meta.created.get_or_insert(now);
-        let entries = edits::entries(&self.base, &self.batches);
-        let payload = Payload::encode(self.base.format(), &meta, entries.iter().copied());
-        (meta, payload)
     }
 }
 
