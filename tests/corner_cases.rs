@@ -726,6 +726,37 @@ async fn what_follows_a_failed_save_builds_on_it_when_done_again() {
 }
 
 #[tokio::test]
+async fn what_a_server_error_rolled_back_is_not_saved_later() {
+    for days in [0, 4] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        // After four days, the renewal makes a commit of it.
+        fixture
+            .app
+            .clock
+            .advance(Duration::from_secs(days * 86_400));
+        let kept = Kept::default();
+        let router = Router::new().route(
+            "/",
+            get({
+                let kept = Arc::clone(&kept);
+                async move |session: Session| {
+                    session.insert("rolled", "back").unwrap();
+                    *kept.lock().unwrap() = Some(session);
+                    http::StatusCode::INTERNAL_SERVER_ERROR
+                }
+            }),
+        );
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        assert_eq!(send(&router, browser.request("/")).await.status, 500);
+        let session: Session = kept.lock().unwrap().take().unwrap();
+        session.insert("own", true).unwrap();
+        session.save().await.unwrap();
+        assert_eq!(fixture.get(&browser, "/keys").await, "n,own");
+    }
+}
+
+#[tokio::test]
 async fn a_flush_while_edits_are_done_again_drops_them() {
     let fixture = fixture();
     let mut browser = fixture.browser().await;
