@@ -5,13 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::TOMBSTONE_TTL;
-use crate::error::{SessionError, SessionErrorKind, StoreError};
+use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionId, SessionKey};
 use crate::payload::{Format, tombstone};
 use crate::queue::Turn;
 use crate::shared::{Found, Shared, within};
 use crate::state::{CookieAction, Ending, Outcome, Reread, StoreAction, Stored, Work, full_ttl};
-use crate::store::{CreateOutcome, NewRecord, Record, SessionStore, TouchOutcome, UpdateOutcome};
+use crate::store::{Answer, CreateOutcome, NewRecord, Record, TouchOutcome, UpdateOutcome};
 
 /// How often an id is drawn again because its key is taken. Once is already a sign of a broken
 /// generator.
@@ -133,7 +133,7 @@ impl Commit<'_> {
             let key = id.key();
             let new = NewRecord::new(Revision::generate(), payload.bytes(), ttl);
             match self
-                .call(&key, self.shared.store.create(&key, &new))
+                .call(&key, self.shared.store.as_dyn().create(&key, &new))
                 .await?
             {
                 CreateOutcome::Created(token) => {
@@ -181,7 +181,13 @@ impl Commit<'_> {
             let (_, payload) = work.payload();
             let new = NewRecord::new(revision, payload.bytes(), ttl);
             let outcome = self
-                .call(&key, self.shared.store.update(&key, &stored.record, &new))
+                .call(
+                    &key,
+                    self.shared
+                        .store
+                        .as_dyn()
+                        .update(&key, &stored.record, &new),
+                )
                 .await;
             match outcome {
                 Ok(UpdateOutcome::Updated(token)) => {
@@ -253,7 +259,10 @@ impl Commit<'_> {
             return Ok(ended(&key));
         };
         match self
-            .call(&key, self.shared.store.touch(&key, &stored.record, ttl))
+            .call(
+                &key,
+                self.shared.store.as_dyn().touch(&key, &stored.record, ttl),
+            )
             .await?
         {
             TouchOutcome::Touched(token) => {
@@ -404,7 +413,10 @@ impl Commit<'_> {
         match self
             .call(
                 &new.key,
-                self.shared.store.update(&new.key, &new.record, &record),
+                self.shared
+                    .store
+                    .as_dyn()
+                    .update(&new.key, &new.record, &record),
             )
             .await?
         {
@@ -425,7 +437,7 @@ impl Commit<'_> {
     /// and expires.
     async fn discard(&self, key: &SessionKey) {
         let limit = self.shared.policy.store_timeout;
-        if let Err(error) = within(limit, self.shared.store.delete(key)).await {
+        if let Err(error) = within(limit, self.shared.store.as_dyn().delete(key)).await {
             tracing::warn!(session.key = %key, %error, "unused session record not deleted");
         }
     }
@@ -443,7 +455,7 @@ impl Commit<'_> {
         };
         let payload = tombstone(format, successor);
         let new = NewRecord::new(revision, &payload, TOMBSTONE_TTL).with_ending(true);
-        self.call(key, self.shared.store.update(key, seen, &new))
+        self.call(key, self.shared.store.as_dyn().update(key, seen, &new))
             .await
     }
 
@@ -465,11 +477,7 @@ impl Commit<'_> {
     }
 
     /// Calls the store, no longer than the store timeout and the commit deadline allow.
-    async fn call<T>(
-        &self,
-        key: &SessionKey,
-        answer: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, SessionError> {
+    async fn call<T>(&self, key: &SessionKey, answer: Answer<'_, T>) -> Result<T, SessionError> {
         let left = self.time_left()?;
         within(left.min(self.shared.policy.store_timeout), answer)
             .await

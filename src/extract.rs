@@ -12,7 +12,7 @@ impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = SessionError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, SessionError> {
-        LazySession::of(&parts.extensions)?.load().await
+        LazySession::of(&parts.extensions)?.into_session().await
     }
 }
 
@@ -22,7 +22,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Session {
     type Rejection = SessionError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, SessionError> {
-        let session = LazySession::of(&parts.extensions)?.load().await?;
+        let session = LazySession::of(&parts.extensions)?.into_session().await?;
         Ok(session.exists().then_some(session))
     }
 }

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64_simd::{AsOut, URL_SAFE_NO_PAD};
 use rand::rngs::SysRng;
 use rand::{Rng, TryRng};
 use sha2::{Digest, Sha256};
@@ -40,8 +39,8 @@ impl SessionId {
 
     pub(crate) fn key(&self) -> SessionKey {
         let mut text = [0; SessionKey::LEN];
-        // 32 bytes are exactly 43 characters without padding; the slice always fits.
-        let _ = URL_SAFE_NO_PAD.encode_slice(Sha256::digest(self.0), &mut text);
+        // 32 bytes are exactly 43 characters without padding.
+        let _ = URL_SAFE_NO_PAD.encode(&Sha256::digest(self.0), text.as_mut_slice().as_out());
         SessionKey(text)
     }
 }

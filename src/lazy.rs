@@ -65,8 +65,12 @@ impl LazySession {
     ///
     /// [`Store`](SessionErrorKind::Store) when the store failed or did not answer in time.
     pub async fn load(&self) -> Result<Session, SessionError> {
+        self.clone().into_session().await
+    }
+
+    pub(crate) async fn into_session(self) -> Result<Session, SessionError> {
         self.0.load().await?;
-        Ok(Session::new(Arc::clone(&self.0)))
+        Ok(Session::new(self.0))
     }
 
     /// Ends the session without reading it first: a logout that also works while the store is down,
@@ -96,7 +100,8 @@ impl fmt::Debug for LazySession {
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     source: Source,
-    loaded: OnceCell<Result<Loaded, SessionError>>,
+    /// Boxed, because most requests never load their session.
+    loaded: OnceCell<Result<Box<Loaded>, SessionError>>,
     /// A `flush` was asked for that the loaded session does not know of yet.
     flush_unloaded: AtomicBool,
     /// No cookie can be set any more.
@@ -115,6 +120,13 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
+    fn new(state: State) -> Box<Self> {
+        Box::new(Self {
+            state: Mutex::new(state),
+            committing: tokio::sync::Mutex::new(()),
+        })
+    }
+
     pub(crate) fn state(&self) -> StateGuard<'_> {
         // Nothing that can panic runs under this lock.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,26 +191,22 @@ impl Inner {
     }
 
     pub(crate) async fn load(&self) -> Result<&Loaded, SessionError> {
-        let loaded = self
-            .loaded
-            .get_or_init(|| async {
-                let state = match &self.source {
-                    Source::Cookies(CookieHeaders::None) => {
-                        State::without_record(&self.shared.policy, Identity::Anonymous, false)
+        let loaded =
+            self.loaded
+                .get_or_init(|| async {
+                    match &self.source {
+                        Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(
+                            State::without_record(&self.shared.policy, Identity::Anonymous, false),
+                        )),
+                        // Boxed, because the handler's future holds this one: axum boxes that, and
+                        // allocations over a kilobyte are slow.
+                        Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
+                        Source::Key(key) => Box::pin(self.look_up(key)).await,
                     }
-                    // Boxed, because the handler's future holds this one: axum boxes that, and
-                    // allocations over a kilobyte are slow.
-                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await?,
-                    Source::Key(key) => Box::pin(self.look_up(key)).await?,
-                };
-                Ok(Loaded {
-                    state: Mutex::new(state),
-                    committing: tokio::sync::Mutex::new(()),
                 })
-            })
-            .await
-            .as_ref()
-            .map_err(Clone::clone)?;
+                .await
+                .as_deref()
+                .map_err(Clone::clone)?;
         self.apply_flush();
         Ok(loaded)
     }
@@ -212,12 +220,12 @@ impl Inner {
     }
 
     /// The outcome of loading, if that has been tried.
-    pub(crate) fn loaded(&self) -> Option<&Result<Loaded, SessionError>> {
+    pub(crate) fn loaded(&self) -> Option<&Result<Box<Loaded>, SessionError>> {
         self.loaded.get()
     }
 
     /// Goes through the cookies of our name until one leads to a live session.
-    async fn find(&self, cookies: &CookieHeaders) -> Result<State, SessionError> {
+    async fn find(&self, cookies: &CookieHeaders) -> Result<Box<Loaded>, SessionError> {
         let shared = &*self.shared;
         let mut candidates = cookies.candidates(shared.cookie.name().as_bytes());
         let mut carried_cookie = false;
@@ -228,7 +236,7 @@ impl Inner {
                 continue;
             };
             let key = verified.id.key();
-            match shared.load(&key).await? {
+            match shared.judge(&key, shared.fetch(&key).await?) {
                 Found::Absent => {
                     tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
                 }
@@ -260,16 +268,14 @@ impl Inner {
                         record,
                         as_of: now,
                     };
-                    return Ok(State::new(Identity::Stored(stored), payload, meta, seen));
+                    let identity = Identity::Stored(stored);
+                    return Ok(Loaded::new(State::new(identity, payload, meta, seen)));
                 }
             }
         }
         let identity = tombstone.map_or(Identity::Anonymous, Identity::Ended);
-        Ok(State::without_record(
-            &shared.policy,
-            identity,
-            carried_cookie,
-        ))
+        let state = State::without_record(&shared.policy, identity, carried_cookie);
+        Ok(Loaded::new(state))
     }
 
     fn verify(&self, cookie: &[u8]) -> Option<Verified> {
@@ -282,9 +288,9 @@ impl Inner {
         None
     }
 
-    async fn look_up(&self, key: &SessionKey) -> Result<State, SessionError> {
+    async fn look_up(&self, key: &SessionKey) -> Result<Box<Loaded>, SessionError> {
         let shared = &*self.shared;
-        Ok(match shared.load(key).await? {
+        Ok(Loaded::new(match shared.load(key).await? {
             Found::Live {
                 record,
                 meta,
@@ -302,7 +308,7 @@ impl Inner {
             Found::Absent | Found::Ended { .. } => {
                 State::without_record(&shared.policy, Identity::Ended(*key), false)
             }
-        })
+        }))
     }
 
     /// Stores what has been done so far. The `last` commit of a request draws a line: what was done
@@ -391,10 +397,9 @@ impl Inner {
                 Some(Answer::default())
             }
             Some(Ok(loaded)) => {
-                let _turn = loaded.committing.try_lock().ok()?;
                 let mut state = loaded.state();
                 let plan = state.plan(edits);
-                if plan.end || plan.store != StoreAction::Nothing {
+                if state.is_committing() || plan.end || plan.store != StoreAction::Nothing {
                     return None;
                 }
                 drop_unplanned(&mut state, plan);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ use crate::payload::{Head, Meta, Payload};
 use crate::queue::Queues;
 use crate::signing::{Signer, SigningKeys};
 use crate::state;
-use crate::store::{AnyStore, Record, SessionStore};
+use crate::store::{Answer, AnyStore, Record, SessionStore};
 
 type Now = dyn Fn() -> SystemTime + Send + Sync;
 
@@ -83,53 +83,63 @@ impl Shared {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Reads what stands under `key`. What cannot be read, and what is older than allowed, counts as
-    /// absent.
+    /// Reads what stands under `key`.
     pub(crate) async fn load(&self, key: &SessionKey) -> Result<Found, StoreError> {
-        let span = tracing::debug_span!("session_load", session.key = %key);
-        self.read(key).instrument(span).await
+        Ok(self.judge(key, self.fetch(key).await?))
     }
 
-    async fn read(&self, key: &SessionKey) -> Result<Found, StoreError> {
-        let loaded = within(self.policy.store_timeout, self.store.load(key)).await;
-        let record = match loaded {
-            Ok(Some(record)) => record,
-            Ok(None) => {
-                tracing::debug!(session.key = %key, "no such session");
-                return Ok(Found::Absent);
-            }
+    /// Asks the store for the record of `key`. One that it cannot read counts as absent.
+    pub(crate) async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
+        let answer = within(self.policy.store_timeout, self.store.as_dyn().load(key));
+        let span = tracing::debug_span!("session_load", session.key = %key);
+        // Entering a span that nobody listens to still costs something, at each poll.
+        let loaded = if span.is_disabled() {
+            answer.await
+        } else {
+            answer.instrument(span).await
+        };
+        match loaded {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
-                return Ok(Found::Absent);
+                Ok(None)
             }
             Err(error) => {
                 tracing::error!(session.key = %key, %error, "session not loaded");
-                return Err(error);
+                Err(error)
             }
+            record => record,
+        }
+    }
+
+    /// What a record means. What is no session, and what is older than allowed, counts as absent.
+    pub(crate) fn judge(&self, key: &SessionKey, record: Option<Record>) -> Found {
+        let Some(record) = record else {
+            tracing::debug!(session.key = %key, "no such session");
+            return Found::Absent;
         };
         match Payload::parse(record.payload().clone(), &self.policy.limits) {
             Ok((Head::Live(meta), payload)) => {
                 let now = self.now();
                 let Some(full) = state::full_ttl(&self.policy, &meta, now) else {
                     tracing::debug!(session.key = %key, "session past its absolute timeout ignored");
-                    return Ok(Found::Absent);
+                    return Found::Absent;
                 };
                 tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
-                Ok(Found::Live {
+                Found::Live {
                     record,
                     meta,
                     payload,
                     full,
                     now,
-                })
+                }
             }
             Ok((Head::Ended { successor }, _)) => {
                 tracing::debug!(session.key = %key, "session has ended");
-                Ok(Found::Ended { successor })
+                Found::Ended { successor }
             }
             Err(malformed) => {
                 tracing::warn!(session.key = %key, reason = malformed.0, "unreadable session ignored");
-                Ok(Found::Absent)
+                Found::Absent
             }
         }
     }
@@ -158,14 +168,9 @@ impl fmt::Debug for Shared {
 }
 
 /// Waits for a store, but not for long. A store that answers at once costs no timer.
-pub(crate) async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let mut answer = pin!(answer);
-    if let Poll::Ready(ready) =
-        std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await
-    {
+pub(crate) async fn within<T>(limit: Duration, mut answer: Answer<'_, T>) -> Result<T, StoreError> {
+    let at_once = std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx)));
+    if let Poll::Ready(ready) = at_once.await {
         return ready;
     }
     // Boxed, so that only those who wait make room for a timer.

@@ -6,8 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64_simd::{AsOut, URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -120,7 +119,7 @@ impl SigningKeys {
                 "the system's random number generator failed: {error}"
             ))
         })?;
-        Self::new(URL_SAFE_NO_PAD.encode(key))
+        Self::new(URL_SAFE_NO_PAD.encode_to_string(key))
     }
 
     /// Reads the keys from a file, one a line, the newest first; makes the file with a new random key
@@ -168,13 +167,13 @@ fn create_key_file(path: &Path) -> io::Result<()> {
         .map_err(io::Error::other)?;
     let (key, name) = random.split_at(48);
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}", URL_SAFE_NO_PAD.encode(name)));
+    temporary.push(format!(".{}", URL_SAFE_NO_PAD.encode_to_string(name)));
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&temporary)?;
-    let placed = writeln!(file, "{}", URL_SAFE_NO_PAD.encode(key))
+    let placed = writeln!(file, "{}", URL_SAFE_NO_PAD.encode_to_string(key))
         .and_then(|()| file.sync_all())
         .and_then(|()| match fs::hard_link(&temporary, path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -240,7 +239,7 @@ impl Signer {
         mac.update(message);
         mac_at.copy_from_slice(&mac.finalize().into_bytes());
         let mut value = [VERSION; VALUE_LEN];
-        URL_SAFE_NO_PAD.encode_slice(sealed, &mut value[1..]).ok()?;
+        let _ = URL_SAFE_NO_PAD.encode(&sealed, value[1..].as_out());
         Some(value)
     }
 
@@ -250,7 +249,9 @@ impl Signer {
         };
         let mut sealed = [0; SEALED_LEN];
         if text.len() != VALUE_LEN - 1
-            || URL_SAFE_NO_PAD.decode_slice_unchecked(text, &mut sealed) != Ok(SEALED_LEN)
+            || URL_SAFE_NO_PAD
+                .decode(text, sealed.as_mut_slice().as_out())
+                .is_err()
         {
             return Err(Rejected::Malformed);
         }

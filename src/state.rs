@@ -122,6 +122,8 @@ pub(crate) struct State {
     attempts: Vec<Attempt>,
     rotate: bool,
     endings: Vec<Ending>,
+    /// Whether a commit is under way.
+    committing: bool,
     /// Counts `flush`, so that a commit notices one that came while it ran.
     flushes: u32,
     /// The request came with a cookie of our name, valid or not.
@@ -160,6 +162,7 @@ impl State {
             attempts: Vec::new(),
             rotate: false,
             endings: Vec::new(),
+            committing: false,
             flushes: 0,
             carried_cookie: seen.carried_cookie,
             touch_due: seen.touch_due,
@@ -469,12 +472,17 @@ impl State {
         }
     }
 
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing
+    }
+
     /// Hands out everything that the plan needs. Until [`State::settle`], the session reads as if it
     /// had been carried out.
     ///
     /// With the `last` commit of a request, edits that it does not store are dropped; those that come
     /// while it runs are not the response's any more, and wait for a `save`.
     pub(crate) fn begin(&mut self, plan: Plan, last: bool, now: u64) -> Work {
+        self.committing = true;
         let mut work = Work {
             plan,
             endings: std::mem::take(&mut self.endings),
@@ -511,6 +519,7 @@ impl State {
     /// Takes note of what became of `work`. Answers whether edits have come meanwhile that are to be
     /// done again on other data than they were made on: see [`State::take_batches`].
     pub(crate) fn settle(&mut self, work: &mut Work, outcome: Outcome, policy: &Policy) -> bool {
+        self.committing = false;
         let flushed = self.flushes != work.flushes;
         match outcome {
             Outcome::Stored { stored, replayed } => {
@@ -807,4 +816,38 @@ pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duratio
 /// Whether so much of `full` has passed that it is to be renewed.
 pub(crate) fn is_due(policy: &Policy, full: Duration, passed: Duration) -> bool {
     policy.refresh_share == 0.0 || passed.as_secs_f64() > full.as_secs_f64() * policy.refresh_share
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SessionConfig;
+    use crate::store::StoreLimits;
+
+    #[test]
+    fn dropped_edits_leave_nothing_to_store() {
+        let limits = StoreLimits::new(1 << 20);
+        let (policy, _) = SessionConfig::default().validate(limits).unwrap();
+        let mut state = State::without_record(&policy, Identity::Anonymous, false);
+        let value = Bytes::from_static(b"\x01");
+        state.set("visits", value, &policy).unwrap();
+        assert_eq!(state.plan(true).store, StoreAction::Create);
+        assert!(state.drop_edits());
+        assert_eq!(state.len(), 0);
+        assert_eq!(state.plan(true).store, StoreAction::Nothing);
+    }
+
+    #[test]
+    fn a_session_is_as_large_without_edits_as_with_the_same_data_in_edits() {
+        let limits = StoreLimits::new(1 << 20);
+        let (policy, _) = SessionConfig::default().validate(limits).unwrap();
+        let mut edited = State::without_record(&policy, Identity::Anonymous, false);
+        let (key, value) = ("visits", Bytes::from_static(b"\x01"));
+        edited.set(key, value.clone(), &policy).unwrap();
+        let entries = [(key, &value[..])].into_iter();
+        let base = Payload::encode(policy.format, &Meta::default(), entries);
+        let read = State::new(Identity::Anonymous, base, Meta::default(), Seen::default());
+        assert_eq!((read.count, read.size), (edited.count, edited.size));
+        assert_eq!((read.count, read.size), (1, key.len() + value.len()));
+    }
 }

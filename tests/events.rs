@@ -62,6 +62,7 @@ async fn the_log_tells_what_happened_but_no_secret() {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::TRACE)
         .with_ansi(false)
+        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
         .with_writer({
             let log = log.clone();
             move || log.clone()

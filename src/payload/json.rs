@@ -8,61 +8,66 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::meta::Fields;
-use super::{Entry, Head, Key, Limits, META_KEY, Malformed, Meta, Span, cannot_encode, msgpack};
+use super::{Head, Index, Limits, META_KEY, Malformed, Meta, Span, cannot_encode, msgpack};
 use crate::error::{SessionError, SessionErrorKind};
 
-pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Entry>, Malformed> {
+pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Index), Malformed> {
     // The outermost map is one level.
     if depth(bytes).is_none_or(|depth| depth > limits.depth + 1) {
         return Err(Malformed("nested deeper than allowed"));
     }
     let mut parser = serde_json::Deserializer::from_slice(bytes);
     let entries = parser
-        .deserialize_map(Index { bytes, limits })
+        .deserialize_map(Indexing { bytes, limits })
         .map_err(|_| Malformed("not JSON"))?;
     parser.end().map_err(|_| Malformed("bytes after the map"))?;
     entries
 }
 
-struct Index<'a> {
+struct Indexing<'a> {
     bytes: &'a [u8],
     limits: &'a Limits,
 }
 
-impl<'de> Visitor<'de> for Index<'de> {
-    type Value = Result<Vec<Entry>, Malformed>;
+impl<'de> Visitor<'de> for Indexing<'de> {
+    type Value = Result<(Option<Head>, Index), Malformed>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries = Vec::new();
+        let mut meta = None;
+        let mut index = Index::default();
         let within = |part: &[u8]| {
             let start = part.as_ptr() as usize - self.bytes.as_ptr() as usize;
             Span::new(start, start + part.len())
         };
         while let Some((Text(key), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
-            entries.push(Entry {
-                key: match key {
-                    Cow::Borrowed(key) => Key::At(within(key.as_bytes())),
-                    Cow::Owned(key) => Key::Unescaped(key.into()),
-                },
-                value: within(value.get().as_bytes()),
-            });
+            if key == META_KEY {
+                if meta.replace(value.get()).is_some() {
+                    return Ok(Err(Malformed("two _meta entries")));
+                }
+                continue;
+            }
+            let value = within(value.get().as_bytes());
+            match key {
+                Cow::Borrowed(key) => index.push(within(key.as_bytes()), value),
+                Cow::Owned(key) => index.push_unescaped(&key, value),
+            }
         }
-        // One more than allowed, for `_meta`.
-        if entries.len() > self.limits.keys + 1 {
+        if index.entries.len() > self.limits.keys {
             return Ok(Err(Malformed("more keys than allowed")));
         }
-        Ok(Ok(entries))
+        let head = meta.map(|meta| head(meta.as_bytes())).transpose();
+        Ok(head.map(|head| (head, index)))
     }
 }
 
 #[derive(serde::Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-pub(super) fn head(meta: &[u8]) -> Result<Head, Malformed> {
+fn head(meta: &[u8]) -> Result<Head, Malformed> {
     let fields: Fields<'_> =
         serde_json::from_slice(meta).map_err(|_| Malformed("its _meta entry is unreadable"))?;
     Ok(fields.head())
@@ -70,7 +75,7 @@ pub(super) fn head(meta: &[u8]) -> Result<Head, Malformed> {
 
 pub(super) fn encode<'a>(
     out: &mut Vec<u8>,
-    index: &mut Vec<Entry>,
+    index: &mut Index,
     meta: &Meta,
     entries: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) {
@@ -82,10 +87,7 @@ pub(super) fn encode<'a>(
         write_key(out, key);
         let start = out.len();
         out.extend_from_slice(value);
-        index.push(Entry {
-            key: Key::Unescaped(key.into()),
-            value: Span::new(start, out.len()),
-        });
+        index.push_unescaped(key, Span::new(start, out.len()));
     }
     out.push(b'}');
 }

@@ -47,20 +47,28 @@ pub(crate) struct Malformed(pub(crate) &'static str);
 pub(crate) struct Payload {
     format: Format,
     bytes: Bytes,
-    entries: Vec<Entry>,
+    index: Index,
 }
 
-#[derive(Clone)]
+/// Where the entries are.
+#[derive(Clone, Default)]
+struct Index {
+    entries: Vec<Entry>,
+    /// Keys that the payload spells with escapes, as JSON may.
+    unescaped: Vec<Box<str>>,
+}
+
+#[derive(Clone, Copy)]
 struct Entry {
     key: Key,
     value: Span,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 enum Key {
     At(Span),
-    /// A JSON key that is written with escapes.
-    Unescaped(Box<str>),
+    /// The position in `Index::unescaped`.
+    Unescaped(u32),
 }
 
 #[derive(Clone, Copy)]
@@ -90,7 +98,7 @@ impl Payload {
         Self {
             format,
             bytes: Bytes::new(),
-            entries: Vec::new(),
+            index: Index::default(),
         }
     }
 
@@ -99,7 +107,7 @@ impl Payload {
         if bytes.len() > limits.bytes || u32::try_from(bytes.len()).is_err() {
             return Err(Malformed("larger than allowed"));
         }
-        let (format, entries) = match bytes.first() {
+        let (format, (head, index)) = match bytes.first() {
             Some(b'{') => (Format::Json, json::index(&bytes, limits)?),
             Some(0x80..=0x8f | 0xde | 0xdf) => {
                 (Format::MessagePack, msgpack::index(&bytes, limits)?)
@@ -107,26 +115,12 @@ impl Payload {
             Some(_) => return Err(Malformed("not a map")),
             None => return Err(Malformed("empty")),
         };
-        let mut payload = Self {
+        let payload = Self {
             format,
             bytes,
-            entries,
+            index,
         };
-        let head = match payload.position(META_KEY) {
-            Some(at) => {
-                let entry = payload.entries.remove(at);
-                if payload.position(META_KEY).is_some() {
-                    return Err(Malformed("two _meta entries"));
-                }
-                let meta = entry.value.of(&payload.bytes);
-                match format {
-                    Format::Json => json::head(meta)?,
-                    Format::MessagePack => msgpack::head(meta)?,
-                }
-            }
-            None => Head::Live(Meta::default()),
-        };
-        Ok((head, payload))
+        Ok((head.unwrap_or(Head::Live(Meta::default())), payload))
     }
 
     /// Writes a map of `meta` and `entries`; the values are already encoded in `format`.
@@ -141,7 +135,10 @@ impl Payload {
             .sum();
         let count = entries.clone().count();
         let mut out = Vec::with_capacity(size + meta::MAX_ENCODED + 8);
-        let mut index = Vec::with_capacity(count);
+        let mut index = Index {
+            entries: Vec::with_capacity(count),
+            unescaped: Vec::new(),
+        };
         match format {
             Format::Json => json::encode(&mut out, &mut index, meta, entries),
             Format::MessagePack => msgpack::encode(&mut out, &mut index, meta, entries, count),
@@ -149,7 +146,7 @@ impl Payload {
         Self {
             format,
             bytes: out.into(),
-            entries: index,
+            index,
         }
     }
 
@@ -162,54 +159,69 @@ impl Payload {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.index.entries.len()
     }
 
     /// The bytes of all keys and values, as they are written, without what goes around them.
     pub(crate) fn data_len(&self) -> usize {
-        let len = |span: Span| (span.end - span.start) as usize;
-        self.entries
-            .iter()
-            .map(|entry| {
-                len(entry.value)
-                    + match &entry.key {
-                        Key::At(span) => len(*span),
-                        Key::Unescaped(key) => json::key_len(key),
-                    }
-            })
-            .sum()
+        let len = |entry: &Entry| {
+            let key = match entry.key {
+                Key::At(span) => span.of(&self.bytes).len(),
+                Key::Unescaped(_) => {
+                    let key = std::str::from_utf8(self.key(entry)).unwrap_or_default();
+                    json::key_len(key)
+                }
+            };
+            key + entry.value.of(&self.bytes).len()
+        };
+        self.index.entries.iter().map(len).sum()
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
-        let entry = self.entries.get(self.position(key)?)?;
-        Some(entry.value.of(&self.bytes))
+        Some(self.find(key)?.value.of(&self.bytes))
     }
 
     /// The encoded value, sharing the payload's memory.
     pub(crate) fn get_shared(&self, key: &str) -> Option<Bytes> {
-        let entry = self.entries.get(self.position(key)?)?;
-        Some(
-            self.bytes
-                .slice(entry.value.start as usize..entry.value.end as usize),
-        )
+        let Span { start, end } = self.find(key)?.value;
+        Some(self.bytes.slice(start as usize..end as usize))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
-        self.entries.iter().map(|entry| {
-            let key = match &entry.key {
-                // Indexing has checked that the key is UTF-8.
-                Key::At(span) => std::str::from_utf8(span.of(&self.bytes)).unwrap_or_default(),
-                Key::Unescaped(key) => key,
-            };
+        self.index.entries.iter().map(|entry| {
+            // Indexing has checked that the key is UTF-8.
+            let key = std::str::from_utf8(self.key(entry)).unwrap_or_default();
             (key, entry.value.of(&self.bytes))
         })
     }
 
-    fn position(&self, key: &str) -> Option<usize> {
-        self.entries.iter().rposition(|entry| match &entry.key {
-            Key::At(span) => span.of(&self.bytes) == key.as_bytes(),
-            Key::Unescaped(own) => **own == *key,
-        })
+    /// The entry of a key; the last, if another program has written it twice.
+    fn find(&self, key: &str) -> Option<&Entry> {
+        let mut entries = self.index.entries.iter();
+        entries.rfind(|entry| self.key(entry) == key.as_bytes())
+    }
+
+    fn key(&self, entry: &Entry) -> &[u8] {
+        match entry.key {
+            Key::At(span) => span.of(&self.bytes),
+            Key::Unescaped(at) => {
+                let key = self.index.unescaped.get(at as usize);
+                key.map_or(&[], |key| key.as_bytes())
+            }
+        }
+    }
+}
+
+impl Index {
+    fn push(&mut self, key: Span, value: Span) {
+        let key = Key::At(key);
+        self.entries.push(Entry { key, value });
+    }
+
+    fn push_unescaped(&mut self, key: &str, value: Span) {
+        let key_at = Key::Unescaped(self.unescaped.len() as u32);
+        self.unescaped.push(key.into());
+        self.entries.push(Entry { key: key_at, value });
     }
 }
 

@@ -4,7 +4,7 @@ use rmp::encode::ValueWriteError;
 use serde::Serialize;
 
 use super::meta::Fields;
-use super::{Entry, Head, Key, Limits, META_KEY, Malformed, Meta, Span, cannot_encode};
+use super::{Head, Index, Limits, META_KEY, Malformed, Meta, Span, cannot_encode};
 use crate::error::SessionError;
 
 const TRUNCATED: Malformed = Malformed("truncated");
@@ -93,50 +93,110 @@ fn skip_children(
     }
 }
 
-pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Entry>, Malformed> {
+pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Index), Malformed> {
     let (mut at, children) = item(bytes, 0)?;
     let count = children / 2;
     // One more than allowed, for `_meta`.
     if count > limits.keys as u64 + 1 {
         return Err(Malformed("more keys than allowed"));
     }
-    let mut entries = Vec::with_capacity(count as usize);
+    let mut meta = None;
+    let mut index = Index {
+        entries: Vec::with_capacity(count as usize),
+        unescaped: Vec::new(),
+    };
     for _ in 0..count {
-        let (header, end) = match bytes.get(at) {
-            Some(marker @ 0xa0..=0xbf) => (1, at + 1 + usize::from(marker & 0x1f)),
-            Some(0xd9) => (2, item(bytes, at)?.0),
-            Some(0xda) => (3, item(bytes, at)?.0),
-            Some(0xdb) => (5, item(bytes, at)?.0),
-            Some(_) => return Err(Malformed("a key that is no string")),
-            None => return Err(TRUNCATED),
+        let (start, end) = string(bytes, at)?;
+        let key = bytes.get(start..end).ok_or(TRUNCATED)?;
+        let next = match bytes.get(end) {
+            // Most values are short strings and small numbers.
+            Some(short @ 0xa0..=0xbf) => end + 1 + usize::from(short & 0x1f),
+            Some(0x00..=0x7f | 0xe0..=0xff) => end + 1,
+            Some(_) | None => skip(bytes, end, limits.depth)?.0,
         };
-        let key = bytes.get(at + header..end).ok_or(TRUNCATED)?;
+        at = next;
+        if key == META_KEY.as_bytes() {
+            if meta.replace(head(bytes, end)?).is_some() {
+                return Err(Malformed("two _meta entries"));
+            }
+            continue;
+        }
         if !key.is_ascii() && std::str::from_utf8(key).is_err() {
             return Err(Malformed("a key that is not UTF-8"));
         }
-        let key = Span::new(at + header, end);
-        let (next, _) = skip(bytes, end, limits.depth)?;
-        entries.push(Entry {
-            key: Key::At(key),
-            value: Span::new(end, next),
-        });
-        at = next;
+        index.push(Span::new(start, end), Span::new(end, next));
     }
+    // Also finds a last value that is cut off.
     if at != bytes.len() {
-        return Err(Malformed("bytes after the map"));
+        return Err(Malformed("cut off, or bytes after the map"));
     }
-    Ok(entries)
+    if index.entries.len() > limits.keys {
+        return Err(Malformed("more keys than allowed"));
+    }
+    Ok((meta, index))
 }
 
-pub(super) fn head(meta: &[u8]) -> Result<Head, Malformed> {
-    let fields: Fields<'_> =
-        rmp_serde::from_slice(meta).map_err(|_| Malformed("its _meta entry is unreadable"))?;
+/// Where the characters of the string at `at` begin, and where they end unless they are cut off.
+#[inline]
+fn string(bytes: &[u8], at: usize) -> Result<(usize, usize), Malformed> {
+    match bytes.get(at) {
+        Some(marker @ 0xa0..=0xbf) => Ok((at + 1, at + 1 + usize::from(marker & 0x1f))),
+        Some(0xd9) => Ok((at + 2, item(bytes, at)?.0)),
+        Some(0xda) => Ok((at + 3, item(bytes, at)?.0)),
+        Some(0xdb) => Ok((at + 5, item(bytes, at)?.0)),
+        Some(_) => Err(Malformed("a key that is no string")),
+        None => Err(TRUNCATED),
+    }
+}
+
+/// Reads `_meta`, whose value begins at `at`. What a later version may add is passed over.
+fn head(bytes: &[u8], at: usize) -> Result<Head, Malformed> {
+    const UNREADABLE: Malformed = Malformed("its _meta entry is unreadable");
+    if !matches!(bytes.get(at), Some(0x80..=0x8f | 0xde | 0xdf)) {
+        return Err(UNREADABLE);
+    }
+    let (mut at, children) = item(bytes, at)?;
+    let mut fields = Fields::default();
+    for _ in 0..children / 2 {
+        let (start, end) = string(bytes, at)?;
+        let (next, _) = skip(bytes, end, 1)?;
+        at = next;
+        let value = bytes.get(end..next).ok_or(TRUNCATED)?;
+        let unsigned = || unsigned(value).map(Some).ok_or(UNREADABLE);
+        let flag = || match value {
+            [0xc2] => Ok(Some(false)),
+            [0xc3] => Ok(Some(true)),
+            _ => Err(UNREADABLE),
+        };
+        match bytes.get(start..end).ok_or(TRUNCATED)? {
+            b"created" => fields.created = unsigned()?,
+            b"generation" => fields.generation = unsigned()?,
+            b"lifetime" => fields.lifetime = unsigned()?,
+            b"permanent" => fields.permanent = flag()?,
+            b"ended" => fields.ended = flag()?,
+            b"successor" => {
+                let (start, _) = string(value, 0)?;
+                fields.successor = std::str::from_utf8(&value[start..]).ok();
+            }
+            _ => {}
+        }
+    }
     Ok(fields.head())
+}
+
+fn unsigned(value: &[u8]) -> Option<u64> {
+    let digits = match value {
+        [small @ 0x00..=0x7f] => return Some(u64::from(*small)),
+        [0xcc..=0xcf, digits @ ..] => digits,
+        _ => return None,
+    };
+    let sum = |sum, digit: &u8| sum << 8 | u64::from(*digit);
+    Some(digits.iter().fold(0, sum))
 }
 
 pub(super) fn encode<'a>(
     out: &mut Vec<u8>,
-    index: &mut Vec<Entry>,
+    index: &mut Index,
     meta: &Meta,
     entries: impl Iterator<Item = (&'a str, &'a [u8])>,
     count: usize,
@@ -148,10 +208,7 @@ pub(super) fn encode<'a>(
         let key = Span::new(out.len() - key.len(), out.len());
         let start = out.len();
         out.extend_from_slice(value);
-        index.push(Entry {
-            key: Key::At(key),
-            value: Span::new(start, out.len()),
-        });
+        index.push(key, Span::new(start, out.len()));
     }
 }
 

@@ -13,10 +13,10 @@ use super::{
     TouchOutcome, UpdateOutcome,
 };
 
-type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// The object-safe twin of [`SessionStore`]: the same verbs, one box a call.
-trait DynStore: fmt::Debug + Send + Sync + 'static {
+pub(crate) trait DynStore: fmt::Debug + Send + Sync + 'static {
     fn load<'a>(&'a self, key: &'a SessionKey) -> Answer<'a, Option<Record>>;
     fn create<'a>(
         &'a self,
@@ -101,6 +101,11 @@ impl<S: SessionStore> DynStore for S {
 pub struct AnyStore(Arc<dyn DynStore>);
 
 impl AnyStore {
+    /// The verbs with their futures already boxed: what waits for one stays small.
+    pub(crate) fn as_dyn(&self) -> &dyn DynStore {
+        &*self.0
+    }
+
     /// Forgets the type of `store`. An `AnyStore` stays the one it is.
     #[must_use]
     pub fn new(store: impl SessionStore) -> Self {

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
