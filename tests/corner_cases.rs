@@ -204,6 +204,38 @@ async fn a_lost_tombstone_is_forgotten_once_the_old_session_has_changed() {
 }
 
 #[tokio::test]
+async fn a_lost_tombstone_casts_no_doubt_on_a_later_one() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let store = &fixture.app.store;
+    let old = store.live()[0];
+    let rewrite = move |store: &support::SpyStore| {
+        let revision = session_layer::Revision::generate();
+        store.records().get_mut(&old).unwrap().revision = revision;
+    };
+    store.fault(Update, Fault::Fail(StoreErrorKind::Timeout));
+    store.on_next(Update, {
+        let store = store.clone();
+        move || rewrite(&store)
+    });
+    // The new record is brought up to date; then there is another change, and the store goes down.
+    store.fault(Update, Fault::First(Arc::new(|_| ())));
+    store.fault(Update, Fault::First(Arc::new(rewrite)));
+    for _ in 0..2 {
+        store.fault(Load, Fault::First(Arc::new(|_| ())));
+    }
+    store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
+    let answer = browser.get(&fixture.app.router, "/login").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(
+        store.calls(),
+        [Load, Create, Update, Load, Update, Update, Load, Delete]
+    );
+    assert!(answer.sets_no_cookie());
+    assert_eq!(store.live(), [old]);
+}
+
+#[tokio::test]
 async fn a_rotation_of_data_that_was_cleared_meanwhile_is_dropped() {
     let fixture = fixture();
     let mut browser = fixture.browser().await;
@@ -723,6 +755,86 @@ async fn what_follows_a_failed_save_builds_on_it_when_done_again() {
     let router = router.layer(fixture.app.layer.clone()).with_state(());
     assert_eq!(send(&router, browser.request("/")).await.status, 200);
     assert_eq!(fixture.get(&browser, "/read").await, "Some(3)");
+}
+
+#[tokio::test]
+async fn what_a_server_error_rolled_back_is_not_saved_later() {
+    for days in [0, 4] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        // After four days, the renewal makes a commit of it.
+        fixture
+            .app
+            .clock
+            .advance(Duration::from_secs(days * 86_400));
+        let kept = Kept::default();
+        let router = Router::new().route(
+            "/",
+            get({
+                let kept = Arc::clone(&kept);
+                async move |session: Session| {
+                    session.insert("rolled", "back").unwrap();
+                    *kept.lock().unwrap() = Some(session);
+                    http::StatusCode::INTERNAL_SERVER_ERROR
+                }
+            }),
+        );
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        assert_eq!(send(&router, browser.request("/")).await.status, 500);
+        let session: Session = kept.lock().unwrap().take().unwrap();
+        session.insert("own", true).unwrap();
+        session.save().await.unwrap();
+        assert_eq!(fixture.get(&browser, "/keys").await, "n,own");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_waits_for_edits_that_are_being_done_again() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(Some(released));
+    let replaying = Arc::new(Notify::new());
+    let router = Router::new().route(
+        "/",
+        get({
+            let replaying = Arc::clone(&replaying);
+            let released = Arc::new(released);
+            move |session: Session| async move {
+                session.insert("first", true).unwrap();
+                let (late, entered) = (session.clone(), Arc::clone(&replaying));
+                store.fault(Update, foreign_write());
+                store.on_next(Update, move || {
+                    let mut runs = 0;
+                    let released = released.lock().unwrap().take().unwrap();
+                    let released = Mutex::new(released);
+                    let edit = late.update("late", move |_: Option<u64>| {
+                        runs += 1;
+                        if runs == 2 {
+                            entered.notify_one();
+                            let released = released.lock().unwrap();
+                            released.recv_timeout(Duration::from_secs(5)).unwrap();
+                        }
+                        runs
+                    });
+                    edit.unwrap();
+                });
+                let saving = session.clone();
+                // Not among the workers, one of which would have to wait for the closure.
+                let runtime = tokio::runtime::Handle::current();
+                tokio::task::spawn_blocking(move || runtime.block_on(saving.save()));
+                replaying.notified().await;
+            }
+        }),
+    );
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    let answer = tokio::spawn(send(&router, browser.request("/")));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!answer.is_finished());
+    release.send(()).unwrap();
+    assert_eq!(answer.await.unwrap().status, 200);
+    assert_eq!(fixture.get(&browser, "/keys").await, "first,late,n");
 }
 
 #[tokio::test]

@@ -206,3 +206,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn two_entries_of_the_layers_own_are_refused() {
+    let json = br#"{"_meta":{"created":1},"n":1,"_meta":{"created":2}}"#;
+    let mut packed = vec![0x82];
+    for _ in 0..2 {
+        packed.extend_from_slice(b"\xa5_meta\x80");
+    }
+    for text in [&json[..], &packed] {
+        let parsed = Payload::parse(Bytes::copy_from_slice(text), &LIMITS);
+        assert_eq!(parsed.err(), Some(Malformed("two _meta entries")));
+    }
+}

@@ -65,7 +65,13 @@ impl State {
     /// Takes note of what became of `work`. Answers whether edits have come meanwhile that are to be
     /// done again on other data than they were made on: see [`State::take_batches`].
     pub(crate) fn settle(&mut self, work: &mut Work, outcome: Outcome, policy: &Policy) -> bool {
-        self.committing = false;
+        let replay = self.conclude(work, outcome, policy);
+        // What is being replayed is nowhere to be seen, but is to be stored all the same.
+        self.committing = replay;
+        replay
+    }
+
+    fn conclude(&mut self, work: &mut Work, outcome: Outcome, policy: &Policy) -> bool {
         let flushed = self.flushes != work.flushes;
         match outcome {
             Outcome::Stored { stored, replayed } => {
@@ -140,18 +146,21 @@ impl State {
         if flushes != self.flushes {
             let litter = batches.into_iter().flat_map(Batch::into_updaters);
             self.litter.extend(litter);
+            self.committing = false;
             return false;
         }
         let more = !self.batches.is_empty();
         batches.append(&mut self.batches);
         self.batches = batches;
         self.measure();
+        self.committing = more;
         more
     }
 
     /// Takes note that edits could not be done again, for the next [`State::take_lost`].
     pub(crate) fn lose(&mut self, why: SessionError) {
         self.lost = Some(why);
+        self.committing = false;
     }
 
     pub(crate) fn take_lost(&mut self) -> Option<SessionError> {
