@@ -22,7 +22,7 @@ const MAX_DRAWS: usize = 4;
 /// Carries out `work`. An error can come with any outcome: what was stored before it stands.
 ///
 /// What is rare is boxed, so that the future of a plain update or creation, which is boxed as a whole,
-/// stays under a kilobyte: allocators are slower beyond.
+/// stays small.
 pub(crate) async fn perform(
     shared: &Shared,
     work: &mut Work,
