@@ -13,7 +13,8 @@ type Source = Arc<dyn Error + Send + Sync + 'static>;
 pub enum StoreErrorKind {
     /// The store is set up wrongly: bad credentials, a missing table, a directory others can read.
     Config,
-    /// What the store holds cannot be read.
+    /// What the store holds under this key is no record. The layer takes it for absent, so this is
+    /// never said of a store that is damaged as a whole.
     Corrupt,
     /// Anything else.
     Other,

@@ -489,3 +489,24 @@ async fn debug_and_errors_show_no_key_and_no_data() {
         "{shown}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_database_is_an_error_and_not_an_absent_session() {
+    let (store, path, _scratch) = opened().await;
+    put(&store, 0, b"here").await;
+    drop(store);
+    // The last connection that closes leaves everything in the one file.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while path.with_extension("db-wal").exists() {
+        assert!(std::time::Instant::now() < deadline, "the store stays open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096..].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    let failure = match SqliteStore::open(&path).await {
+        Ok(store) => store.load(&key(0)).await.unwrap_err(),
+        Err(failure) => failure,
+    };
+    assert_eq!(failure.kind(), StoreErrorKind::Other, "{failure}");
+}

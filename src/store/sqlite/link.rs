@@ -247,7 +247,8 @@ pub(super) fn failed(doing: &'static str, error: rusqlite::Error) -> StoreError 
         Some(ErrorCode::NotADatabase) => {
             (StoreErrorKind::Config, "the file is not a SQLite database")
         }
-        Some(ErrorCode::DatabaseCorrupt) => (StoreErrorKind::Corrupt, "the database is damaged"),
+        // Not `Corrupt`, which is said of one record and makes it count as absent.
+        Some(ErrorCode::DatabaseCorrupt) => (StoreErrorKind::Other, "the database is damaged"),
         Some(ErrorCode::ReadOnly) => (StoreErrorKind::Config, "the database cannot be written"),
         Some(
             ErrorCode::CannotOpen
