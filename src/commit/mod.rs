@@ -126,13 +126,13 @@ impl Commit<'_> {
         for _ in 0..MAX_DRAWS {
             let id = SessionId::generate()?;
             let key = id.key();
-            let new = NewRecord::new(Revision::generate(), payload.bytes(), ttl);
+            let new = NewRecord::new(Revision::generate(), payload, ttl);
             match self
                 .call(&key, self.shared.store.as_dyn().create(&key, &new))
                 .await?
             {
                 CreateOutcome::Created(token) => {
-                    let record = Record::new(new.revision(), payload.bytes().clone(), ttl);
+                    let record = Record::new(new.revision(), payload.clone(), ttl);
                     let stored = Stored {
                         id: Some(id),
                         key,
@@ -174,7 +174,7 @@ impl Commit<'_> {
             };
             work.attempt(revision);
             let (_, payload) = work.payload();
-            let new = NewRecord::new(revision, payload.bytes(), ttl);
+            let new = NewRecord::new(revision, payload, ttl);
             let outcome = self
                 .call(
                     &key,
@@ -187,7 +187,7 @@ impl Commit<'_> {
             match outcome {
                 Ok(UpdateOutcome::Updated(token)) => {
                     tracing::debug!(session.key = %key, "session updated");
-                    let record = Record::new(revision, payload.bytes().clone(), ttl);
+                    let record = Record::new(revision, payload.clone(), ttl);
                     stored.record = record.with_token(token);
                     stored.as_of = self.shared.now();
                     return Ok(Outcome::Stored { stored, replayed });

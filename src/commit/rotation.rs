@@ -132,7 +132,7 @@ impl Commit<'_> {
     async fn refresh(&self, work: &mut Work, new: &mut Stored) -> Result<(), SessionError> {
         let (_, payload) = work.payload();
         let ttl = self.new_ttl(work);
-        let record = NewRecord::new(Revision::generate(), payload.bytes(), ttl);
+        let record = NewRecord::new(Revision::generate(), payload, ttl);
         match self
             .call(
                 &new.key,
@@ -144,7 +144,7 @@ impl Commit<'_> {
             .await?
         {
             UpdateOutcome::Updated(token) => {
-                let written = Record::new(record.revision(), payload.bytes().clone(), ttl);
+                let written = Record::new(record.revision(), payload.clone(), ttl);
                 new.record = written.with_token(token);
                 new.as_of = self.shared.now();
                 Ok(())

@@ -1,5 +1,7 @@
 //! What a commit takes along, and what becomes of it.
 
+use bytes::Bytes;
+
 use super::{CookieAction, Ending, Identity, Plan, State, Stored};
 use crate::config::Policy;
 use crate::edits::{self, Batch};
@@ -46,7 +48,8 @@ impl State {
             batches: Vec::new(),
             attempts: Vec::new(),
             rotate: false,
-            payload: None,
+            written: None,
+            replayed: None,
             flushes: self.flushes,
             last,
         };
@@ -55,9 +58,9 @@ impl State {
             work.attempts = std::mem::take(&mut self.attempts);
             work.rotate = std::mem::take(&mut self.rotate);
             let (meta, payload) = work.encode(now);
-            self.base = payload.clone();
+            work.written = Some((meta, payload.bytes().clone()));
+            self.base = payload;
             self.meta = meta;
-            work.payload = Some((meta, payload));
         }
         work
     }
@@ -75,10 +78,6 @@ impl State {
         let flushed = self.flushes != work.flushes;
         match outcome {
             Outcome::Stored { stored, replayed } => {
-                let (meta, payload) = match work.payload.take() {
-                    Some(written) => written,
-                    None => (work.meta, work.base.clone()),
-                };
                 if flushed {
                     // What was just stored is what the flush was about.
                     self.endings.push(Ending {
@@ -91,8 +90,13 @@ impl State {
                 self.owes_removal &= !self.owes_cookie;
                 self.touch_due = false;
                 self.identity = Identity::Stored(stored);
-                self.meta = meta;
-                self.base = payload;
+                if let Some((meta, _)) = work.written.take() {
+                    self.meta = meta;
+                }
+                // Otherwise `begin` has left here what was stored.
+                if let Some(payload) = work.replayed.take() {
+                    self.base = payload;
+                }
                 self.measure();
                 replayed && !self.batches.is_empty()
             }
@@ -111,7 +115,7 @@ impl State {
             }
             Outcome::Failed => {
                 self.endings.append(&mut work.endings);
-                if flushed || work.payload.is_none() {
+                if flushed || work.written.is_none() {
                     return false;
                 }
                 if let Some(stored) = work.stored.take() {
@@ -178,7 +182,10 @@ pub(crate) struct Work {
     batches: Vec<Batch>,
     attempts: Vec<Attempt>,
     rotate: bool,
-    payload: Option<(Meta, Payload)>,
+    /// What was written last, or is about to be.
+    written: Option<(Meta, Bytes)>,
+    /// The same with its index, once it is no longer what [`State::begin`] has made.
+    replayed: Option<Payload>,
     flushes: u32,
     last: bool,
 }
@@ -215,10 +222,10 @@ impl Work {
     }
 
     /// What is to be written, and for how long.
-    pub(crate) fn payload(&self) -> (&Meta, &Payload) {
-        match &self.payload {
+    pub(crate) fn payload(&self) -> (&Meta, &Bytes) {
+        match &self.written {
             Some((meta, payload)) => (meta, payload),
-            None => (&self.meta, &self.base),
+            None => (&self.meta, self.base.bytes()),
         }
     }
 
@@ -259,7 +266,7 @@ impl Work {
                 self.batches.drain(..landed.batches);
                 self.attempts.clear();
                 if self.batches.is_empty() && !self.rotate {
-                    self.payload = Some((meta, payload));
+                    self.replace(meta, payload);
                     return Ok(Reread::Landed);
                 }
             }
@@ -273,15 +280,20 @@ impl Work {
         edits::replay(&payload, &mut self.batches)?;
         self.base = payload;
         self.meta = meta;
-        let encoded = self.encode(now);
-        if encoded.1.bytes().len() > policy.limits.bytes || encoded.1.len() > policy.limits.keys {
+        let (meta, payload) = self.encode(now);
+        if payload.bytes().len() > policy.limits.bytes || payload.len() > policy.limits.keys {
             return Err(SessionError::new(
                 SessionErrorKind::Encode,
                 "the session, with what other requests have added, is larger than allowed",
             ));
         }
-        self.payload = Some(encoded);
+        self.replace(meta, payload);
         Ok(Reread::Replayed)
+    }
+
+    fn replace(&mut self, meta: Meta, payload: Payload) {
+        self.written = Some((meta, payload.bytes().clone()));
+        self.replayed = Some(payload);
     }
 
     /// The batches laid over what was read. A session that begins, or begins anew under another id,
