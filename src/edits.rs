@@ -33,7 +33,8 @@ struct KeyEdits {
 
 enum Base {
     Stored,
-    Set(Bytes),
+    /// `None` while nothing was done to it: it is then `current`, and need not be kept twice.
+    Set(Option<Bytes>),
     Removed,
 }
 
@@ -57,7 +58,7 @@ impl Batch {
     pub(crate) fn set(&mut self, key: &str, value: Bytes, format: Format) -> Vec<Updater> {
         self.format = Some(format);
         let edits = self.edits_of(key);
-        edits.base = Base::Set(value.clone());
+        edits.base = Base::Set(None);
         edits.current = Some(value);
         std::mem::take(&mut edits.updates)
     }
@@ -73,6 +74,9 @@ impl Batch {
     pub(crate) fn update(&mut self, key: &str, updater: Updater, value: Bytes, format: Format) {
         self.format = Some(format);
         let edits = self.edits_of(key);
+        if let Base::Set(set @ None) = &mut edits.base {
+            *set = edits.current.take();
+        }
         edits.updates.push(updater);
         edits.current = Some(value);
     }
@@ -167,7 +171,8 @@ impl Batch {
         }
         for edits in &mut self.keys {
             let mut value = match &edits.base {
-                Base::Set(value) => Some(value.clone()),
+                Base::Set(None) => edits.current.take(),
+                Base::Set(value) => value.clone(),
                 Base::Removed => None,
                 Base::Stored if self.cleared => None,
                 Base::Stored => look_up(base, before, &edits.key),
@@ -195,6 +200,18 @@ impl Batch {
         };
         &mut self.keys[at]
     }
+}
+
+/// The value of `key` in `base` after `batches`, in place.
+pub(crate) fn peek<'a>(base: &'a Payload, batches: &'a [Batch], key: &str) -> Option<&'a [u8]> {
+    for batch in batches.iter().rev() {
+        match batch.get(key) {
+            Said::Value(value) => return Some(value),
+            Said::Absent => return None,
+            Said::Nothing => {}
+        }
+    }
+    base.get(key)
 }
 
 /// The value of `key` in `base` after `batches`.

@@ -245,7 +245,7 @@ pub(crate) fn encode_value<T: Serialize + ?Sized>(
     value: &T,
     limits: &Limits,
 ) -> Result<Bytes, SessionError> {
-    let encoded = match format {
+    let mut encoded = match format {
         Format::Json => json::encode_value(value)?,
         Format::MessagePack => msgpack::encode_value(value)?,
     };
@@ -273,6 +273,8 @@ pub(crate) fn encode_value<T: Serialize + ?Sized>(
             format!("the value is nested more than {} levels deep", limits.depth),
         ));
     }
+    // Room to spare would cost an allocation of its own to become `Bytes`.
+    encoded.shrink_to_fit();
     Ok(encoded.into())
 }
 

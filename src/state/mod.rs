@@ -187,11 +187,12 @@ impl State {
         value: Bytes,
         policy: &Policy,
     ) -> Result<(), SessionError> {
-        let before = self.get(key);
-        if before.as_ref() == Some(&value) && self.is_as_stored(key) {
+        let before = edits::peek(&self.base, &self.batches, key);
+        if before == Some(&value[..]) && self.is_as_stored(key) {
             return Ok(());
         }
-        self.make_room(key, before.as_ref(), &value, policy)?;
+        let before = before.map(<[u8]>::len);
+        self.make_room(key, before, value.len(), policy)?;
         let format = self.format();
         let nothing = self.comes_to_nothing(key, Some(&value));
         let litter = if nothing {
@@ -212,7 +213,7 @@ impl State {
         value: Bytes,
         policy: &Policy,
     ) -> Result<(), SessionError> {
-        if let Err(refused) = self.make_room(key, before, &value, policy) {
+        if let Err(refused) = self.make_room(key, before.map(Bytes::len), value.len(), policy) {
             self.litter.push(updater);
             return Err(refused);
         }
@@ -224,7 +225,7 @@ impl State {
     pub(crate) fn remove(&mut self, key: &str) -> Option<Bytes> {
         let before = self.get(key)?;
         self.count -= 1;
-        self.size -= self.written_len(key, &before);
+        self.size -= self.written_len(key, before.len());
         let nothing = self.comes_to_nothing(key, None);
         let litter = if nothing {
             self.pending().forget(key)
@@ -319,19 +320,19 @@ impl State {
     /// fate of an earlier write is unknown.
     fn comes_to_nothing(&self, key: &str, value: Option<&Bytes>) -> bool {
         let before = match self.batches.split_last() {
-            None => self.base.get_shared(key),
+            None => self.base.get(key),
             Some((last, _)) if last.is_clear() => None,
             // Earlier batches are there to stay: a commit has had them, and failed.
-            Some((_, earlier)) => edits::look_up(&self.base, earlier, key),
+            Some((_, earlier)) => edits::peek(&self.base, earlier, key),
         };
-        self.attempts.is_empty() && before.as_ref() == value
+        self.attempts.is_empty() && before == value.map(|value| &value[..])
     }
 
     fn make_room(
         &mut self,
         key: &str,
-        before: Option<&Bytes>,
-        value: &Bytes,
+        before: Option<usize>,
+        value: usize,
         policy: &Policy,
     ) -> Result<(), SessionError> {
         let refuse = |message| Err(SessionError::new(SessionErrorKind::Encode, message));
@@ -356,8 +357,8 @@ impl State {
         Ok(())
     }
 
-    fn written_len(&self, key: &str, value: &[u8]) -> usize {
-        payload::key_len(self.format(), key) + value.len()
+    fn written_len(&self, key: &str, value: usize) -> usize {
+        payload::key_len(self.format(), key) + value
     }
 
     fn measure(&mut self) {
@@ -368,7 +369,7 @@ impl State {
         let entries = edits::entries(&self.base, &self.batches);
         let size = entries
             .iter()
-            .map(|(key, value)| self.written_len(key, value))
+            .map(|(key, value)| self.written_len(key, value.len()))
             .sum();
         (self.count, self.size) = (entries.len(), size);
     }
