@@ -129,28 +129,12 @@ async fn a_dead_cookie_gives_way_to_a_live_one() {
 }
 
 #[tokio::test]
-async fn ten_thousand_cookies_are_read_in_linear_time() {
+async fn a_cookie_is_found_among_ten_thousand() {
     let app = app(routes());
     let cookie = logged_in(&app).await.cookie();
-    let scan = |pairs: usize| {
-        let line = format!("{}__Host-id={cookie}", "__Host-ix=1; ".repeat(pairs));
-        let router = app.router.clone();
-        async move {
-            let start = std::time::Instant::now();
-            for _ in 0..20 {
-                let request = with_cookies(&[line.as_bytes()]);
-                assert_eq!(send(&router, request).await.body, "ada-the-secret-name");
-            }
-            start.elapsed()
-        }
-    };
-    scan(100).await;
-    let (short, long) = (scan(1_000).await, scan(10_000).await);
-    // Ten times as long; a hundred times would be quadratic. The rest is for a busy machine.
-    assert!(
-        long < short * 50 + Duration::from_millis(50),
-        "{short:?} {long:?}"
-    );
+    let others = "__Host-ix=1; ".repeat(5_000);
+    let line = format!("{others}__Host-id={cookie}; {others}");
+    assert_eq!(who(&app, &[line.as_bytes()]).await, "ada-the-secret-name");
 }
 
 #[tokio::test]

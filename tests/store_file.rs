@@ -470,8 +470,9 @@ async fn a_lock_held_elsewhere_is_a_timeout_and_blocks_no_async_thread() {
         }
     };
     assert_eq!(kind(answer), StoreErrorKind::Timeout);
-    assert!(start.elapsed() < Duration::from_secs(2));
-    assert!(ticks > 30, "only {ticks} ticks");
+    // Its own limit is 1.5 s; the rest is for a busy machine. The holder would stay for a minute.
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(ticks > 5, "only {ticks} ticks");
     get(&store, 0).await;
 
     holder.kill();
