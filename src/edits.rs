@@ -17,6 +17,8 @@ pub(crate) struct Batch {
     keys: Vec<KeyEdits>,
     lifetime: Option<Option<u64>>,
     permanent: Option<bool>,
+    /// Something that was taken turned out to be gone, or to be something else.
+    lost_taken: bool,
     /// The format of the values; known as soon as there is one.
     format: Option<Format>,
 }
@@ -36,6 +38,8 @@ enum Base {
     /// `None` while nothing was done to it: it is then `current`, and need not be kept twice.
     Set(Option<Bytes>),
     Removed,
+    /// Removed, with the value that the request has got for it.
+    Taken(Bytes),
 }
 
 /// What a batch says of a key.
@@ -68,6 +72,22 @@ impl Batch {
         edits.base = Base::Removed;
         edits.current = None;
         std::mem::take(&mut edits.updates)
+    }
+
+    /// Removes what the request is going to use.
+    pub(crate) fn take(&mut self, key: &str, value: Bytes) -> Vec<Updater> {
+        let edits = self.edits_of(key);
+        // What the request has put there itself, nobody else can take.
+        edits.base = match edits.base {
+            Base::Stored if edits.updates.is_empty() => Base::Taken(value),
+            _ => Base::Removed,
+        };
+        edits.current = None;
+        std::mem::take(&mut edits.updates)
+    }
+
+    pub(crate) fn has_lost_taken(&self) -> bool {
+        self.lost_taken
     }
 
     /// Keeps `updater`, whose outcome on what is there now is `value`.
@@ -174,6 +194,10 @@ impl Batch {
                 Base::Set(None) => edits.current.take(),
                 Base::Set(value) => value.clone(),
                 Base::Removed => None,
+                Base::Taken(value) => {
+                    self.lost_taken |= look_up(base, before, &edits.key).as_ref() != Some(value);
+                    None
+                }
                 Base::Stored if self.cleared => None,
                 Base::Stored => look_up(base, before, &edits.key),
             };

@@ -129,6 +129,8 @@ pub enum SessionErrorKind {
     Ended,
     /// The request did not pass through a [`SessionLayer`](crate::SessionLayer).
     MissingLayer,
+    /// A value that this request took was taken or changed by another one; the rest is stored.
+    Taken,
     /// The store failed, did not answer in time, or could not settle a conflict before the commit
     /// deadline.
     Store,
@@ -180,7 +182,7 @@ impl SessionError {
     pub fn status(&self) -> http::StatusCode {
         match self.kind {
             SessionErrorKind::Store => http::StatusCode::SERVICE_UNAVAILABLE,
-            SessionErrorKind::Ended => http::StatusCode::CONFLICT,
+            SessionErrorKind::Ended | SessionErrorKind::Taken => http::StatusCode::CONFLICT,
             SessionErrorKind::CookieTooLate
             | SessionErrorKind::Decode
             | SessionErrorKind::Encode

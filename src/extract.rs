@@ -40,6 +40,7 @@ impl IntoResponse for SessionError {
         let body = match self.kind() {
             SessionErrorKind::Store => "The session store is unavailable. Try again later.\n",
             SessionErrorKind::Ended => "The session has ended.\n",
+            SessionErrorKind::Taken => "Another request was faster.\n",
             SessionErrorKind::MissingLayer => {
                 "No session: this route is not wrapped in a SessionLayer.\n"
             }

@@ -86,9 +86,11 @@ impl Session {
             .transpose()
     }
 
-    /// Reads a value and removes it. Provisional until the commit: two requests may both take a value.
-    /// After [`save`](Self::save) has succeeded, a value that was there to be removed was this
-    /// request's alone only if the handler used [`update`](Self::update).
+    /// Reads a value and removes it.
+    ///
+    /// Provisional until the commit: two requests may both get a value. After [`save`](Self::save) has
+    /// answered `Ok`, it is this request's alone; of all that have got it, the others are told
+    /// [`Taken`](SessionErrorKind::Taken). Use that for what must not be used twice.
     ///
     /// # Errors
     ///
@@ -105,7 +107,7 @@ impl Session {
             let value = payload::decode_value(format, &before)?;
             let mut state = self.loaded().state();
             if state.get(key) == Some(before) && state.format() == format {
-                state.remove(key);
+                state.take(key);
                 return Ok(Some(value));
             }
         }
@@ -141,7 +143,8 @@ impl Session {
     /// If another request turns out to have changed the session, `f` runs again, on the new value,
     /// until nothing came between; so it may run several times, also after the handler has returned.
     /// It must not depend on anything else in the session. What `update` returns is the outcome of
-    /// the first run: provisional until the commit.
+    /// the first run: provisional until the commit. After [`save`](Self::save) has answered `Ok`,
+    /// [`get`](Self::get) has the outcome that counts.
     ///
     /// # Errors
     ///
@@ -309,7 +312,8 @@ impl Session {
     /// [`Store`](SessionErrorKind::Store) when the store failed: the changes are kept, and the commit
     /// at the end tries again, without counting anything twice.
     /// [`Ended`](SessionErrorKind::Ended) when another request has ended the session: the changes are
-    /// gone. [`CookieTooLate`](SessionErrorKind::CookieTooLate) when the response head has left and
+    /// gone. [`Taken`](SessionErrorKind::Taken) when another request has got what this one took: the
+    /// other changes are stored. [`CookieTooLate`](SessionErrorKind::CookieTooLate) when the response head has left and
     /// the browser would have to be told: nothing is stored.
     pub async fn save(&self) -> Result<(), SessionError> {
         Finish::new(&self.0.shared.background, Arc::clone(&self.0).save()).await

@@ -484,3 +484,71 @@ async fn a_session_can_be_read_changed_and_ended_by_its_key() {
     assert!(sessions.load(&unknown).await.unwrap().is_none());
     sessions.end(&unknown).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_two_requests_take_is_one_requests_after_a_save() {
+    for saves in [true, false] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        let mut both = Vec::new();
+        for _ in 0..2 {
+            browser.get(&fixture.app.router, "/keep").await;
+            both.push(fixture.take_kept());
+        }
+        let [first, second] = [both.remove(0), both.remove(0)];
+        assert_eq!(first.take::<u64>("n").unwrap(), Some(1));
+        if saves {
+            assert_eq!(second.take::<u64>("n").unwrap(), Some(1));
+        } else {
+            assert!(second.remove("n"));
+        }
+        second.insert("mine", 2).unwrap();
+        first.save().await.unwrap();
+        let saved = second.save().await.map_err(|error| error.kind());
+        let expected = if saves {
+            Err(SessionErrorKind::Taken)
+        } else {
+            Ok(())
+        };
+        assert_eq!(saved, expected);
+        // The rest is stored, and said once.
+        assert_eq!(second.get::<u64>("mine").unwrap(), Some(2));
+        second.save().await.unwrap();
+        browser.get(&fixture.app.router, "/keep").await;
+        assert_eq!(fixture.take_kept().keys(), ["mine"]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_taken_is_kept_when_others_change_something_else() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    assert_eq!(session.take::<u64>("n").unwrap(), Some(1));
+    browser.get(&fixture.app.router, "/save-twice").await;
+    session.save().await.unwrap();
+    session.insert("own", 1).unwrap();
+    assert_eq!(session.take::<u64>("own").unwrap(), Some(1));
+    session.save().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_in_between_does_not_hide_that_a_value_was_taken() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    assert_eq!(session.take::<u64>("n").unwrap(), Some(1));
+    session.insert("mine", 2).unwrap();
+    browser.get(&fixture.app.router, "/add").await;
+    // The first attempt meets a conflict, the second fails.
+    let nothing = Fault::First(Arc::new(|_| ()));
+    fixture.app.store.fault(Update, nothing);
+    let failure = Fault::Fail(StoreErrorKind::Unavailable);
+    fixture.app.store.fault(Update, failure);
+    let kind = |saved: Result<(), session_layer::SessionError>| saved.unwrap_err().kind();
+    assert_eq!(kind(session.save().await), SessionErrorKind::Store);
+    assert_eq!(kind(session.save().await), SessionErrorKind::Taken);
+    session.save().await.unwrap();
+}

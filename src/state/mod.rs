@@ -223,6 +223,19 @@ impl State {
     }
 
     pub(crate) fn remove(&mut self, key: &str) -> Option<Bytes> {
+        self.remove_by(key, |batch, _| batch.remove(key))
+    }
+
+    /// Removes a value that the request is going to use, which nobody else may have done before.
+    pub(crate) fn take(&mut self, key: &str) -> Option<Bytes> {
+        self.remove_by(key, |batch, value| batch.take(key, value.clone()))
+    }
+
+    fn remove_by(
+        &mut self,
+        key: &str,
+        remove: impl FnOnce(&mut Batch, &Bytes) -> Vec<Updater>,
+    ) -> Option<Bytes> {
         let before = self.get(key)?;
         self.count -= 1;
         self.size -= self.written_len(key, before.len());
@@ -230,7 +243,7 @@ impl State {
         let litter = if nothing {
             self.pending().forget(key)
         } else {
-            self.pending().remove(key)
+            remove(self.pending(), &before)
         };
         self.litter.extend(litter);
         Some(before)

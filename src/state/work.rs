@@ -48,6 +48,7 @@ impl State {
             batches: Vec::new(),
             attempts: Vec::new(),
             rotate: false,
+            lost_taken: false,
             written: None,
             replayed: None,
             flushes: self.flushes,
@@ -55,6 +56,7 @@ impl State {
         };
         if plan.writes() {
             work.batches = std::mem::take(&mut self.batches);
+            work.lost_taken = work.batches.iter().any(Batch::has_lost_taken);
             work.attempts = std::mem::take(&mut self.attempts);
             work.rotate = std::mem::take(&mut self.rotate);
             let (meta, payload) = work.encode(now);
@@ -98,6 +100,12 @@ impl State {
                     self.base = payload;
                 }
                 self.measure();
+                if work.lost_taken && !work.last {
+                    self.lost = Some(SessionError::new(
+                        SessionErrorKind::Taken,
+                        "a value that this request took was taken or changed by another",
+                    ));
+                }
                 replayed && !self.batches.is_empty()
             }
             Outcome::Ended(key) => {
@@ -182,6 +190,7 @@ pub(crate) struct Work {
     batches: Vec<Batch>,
     attempts: Vec<Attempt>,
     rotate: bool,
+    lost_taken: bool,
     /// What was written last, or is about to be.
     written: Option<(Meta, Bytes)>,
     /// The same with its index, once it is no longer what [`State::begin`] has made.
@@ -278,6 +287,7 @@ impl Work {
             None => self.attempts.clear(),
         }
         edits::replay(&payload, &mut self.batches)?;
+        self.lost_taken |= self.batches.iter().any(Batch::has_lost_taken);
         self.base = payload;
         self.meta = meta;
         let (meta, payload) = self.encode(now);
