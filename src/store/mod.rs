@@ -11,11 +11,13 @@ mod file;
 mod memory;
 #[cfg(feature = "null")]
 mod null;
+mod scan;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
+mod url;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -33,6 +35,7 @@ pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+pub use self::scan::{Cursor, Page, ScanStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use self::sweeper::{Sweeper, SweeperBuilder};
@@ -436,5 +439,11 @@ impl<S: SessionStore> SessionStore for Arc<S> {
 
     fn limits(&self) -> StoreLimits {
         S::limits(self)
+    }
+}
+
+impl<S: ScanStore> ScanStore for Arc<S> {
+    async fn scan(&self, from: Option<&Cursor>, limit: NonZeroUsize) -> Result<Page, StoreError> {
+        S::scan(self, from, limit).await
     }
 }

@@ -1,5 +1,8 @@
 //! `AnyStore`: a store whose type is forgotten.
 
+mod connect;
+mod embedded;
+
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
@@ -9,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    CreateOutcome, NewRecord, Record, SessionKey, SessionStore, StoreError, StoreLimits,
-    TouchOutcome, UpdateOutcome,
+    CreateOutcome, Cursor, NewRecord, Page, Record, ScanStore, SessionKey, SessionStore,
+    StoreError, StoreErrorKind, StoreLimits, TouchOutcome, UpdateOutcome,
 };
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -84,6 +87,17 @@ impl<S: SessionStore> DynStore for S {
     }
 }
 
+/// The object-safe twin of [`ScanStore`].
+trait DynScan: Send + Sync + 'static {
+    fn scan<'a>(&'a self, from: Option<&'a Cursor>, limit: NonZeroUsize) -> Answer<'a, Page>;
+}
+
+impl<S: ScanStore> DynScan for S {
+    fn scan<'a>(&'a self, from: Option<&'a Cursor>, limit: NonZeroUsize) -> Answer<'a, Page> {
+        Box::pin(ScanStore::scan(self, from, limit))
+    }
+}
+
 /// A store of any type, chosen at run time.
 ///
 /// Clones share the store. A call costs one allocation more than a call of the store itself.
@@ -98,12 +112,15 @@ impl<S: SessionStore> DynStore for S {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct AnyStore(Arc<dyn DynStore>);
+pub struct AnyStore {
+    store: Arc<dyn DynStore>,
+    scan: Option<Arc<dyn DynScan>>,
+}
 
 impl AnyStore {
     /// The verbs with their futures already boxed: what waits for one stays small.
     pub(crate) fn as_dyn(&self) -> &dyn DynStore {
-        &*self.0
+        &*self.store
     }
 
     /// Forgets the type of `store`. An `AnyStore` stays the one it is.
@@ -111,21 +128,39 @@ impl AnyStore {
     pub fn new(store: impl SessionStore) -> Self {
         match (&store as &dyn Any).downcast_ref::<Self>() {
             Some(any) => any.clone(),
-            None => Self(Arc::new(store)),
+            None => Self {
+                store: Arc::new(store),
+                scan: None,
+            },
+        }
+    }
+
+    /// The same for a store that can list its keys, so that [`ScanStore`] works on what comes back.
+    #[must_use]
+    pub fn with_scan(store: impl ScanStore) -> Self {
+        match (&store as &dyn Any).downcast_ref::<Self>() {
+            Some(any) => any.clone(),
+            None => {
+                let store = Arc::new(store);
+                Self {
+                    store: Arc::clone(&store) as Arc<dyn DynStore>,
+                    scan: Some(store),
+                }
+            }
         }
     }
 }
 
 impl fmt::Debug for AnyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.store.fmt(f)
     }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl SessionStore for AnyStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        self.0.load(key).await
+        self.store.load(key).await
     }
 
     async fn create(
@@ -133,7 +168,7 @@ impl SessionStore for AnyStore {
         key: &SessionKey,
         new: &NewRecord<'_>,
     ) -> Result<CreateOutcome, StoreError> {
-        self.0.create(key, new).await
+        self.store.create(key, new).await
     }
 
     async fn update(
@@ -142,7 +177,7 @@ impl SessionStore for AnyStore {
         seen: &Record,
         new: &NewRecord<'_>,
     ) -> Result<UpdateOutcome, StoreError> {
-        self.0.update(key, seen, new).await
+        self.store.update(key, seen, new).await
     }
 
     async fn touch(
@@ -151,18 +186,30 @@ impl SessionStore for AnyStore {
         seen: &Record,
         ttl: Duration,
     ) -> Result<TouchOutcome, StoreError> {
-        self.0.touch(key, seen, ttl).await
+        self.store.touch(key, seen, ttl).await
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
-        self.0.delete(key).await
+        self.store.delete(key).await
     }
 
     async fn delete_expired(&self, limit: NonZeroUsize) -> Result<u64, StoreError> {
-        self.0.delete_expired(limit).await
+        self.store.delete_expired(limit).await
     }
 
     fn limits(&self) -> StoreLimits {
-        self.0.limits()
+        self.store.limits()
+    }
+}
+
+impl ScanStore for AnyStore {
+    async fn scan(&self, from: Option<&Cursor>, limit: NonZeroUsize) -> Result<Page, StoreError> {
+        match &self.scan {
+            Some(store) => store.scan(from, limit).await,
+            None => Err(StoreError::new(
+                StoreErrorKind::Unsupported,
+                "this store cannot list its sessions",
+            )),
+        }
     }
 }

@@ -1,0 +1,144 @@
+//! A store chosen by a URL, at run time.
+
+use super::AnyStore;
+use crate::store::url::StoreUrl;
+use crate::store::{StoreError, StoreErrorKind};
+
+impl AnyStore {
+    /// Opens the store that `url` names: the choice of a store as a setting.
+    ///
+    /// | URL | store | feature |
+    /// | --- | --- | --- |
+    /// | `memory://` | `MemoryStore` | `memory` |
+    /// | `null://` | `NullStore` | `null` |
+    /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
+    /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    ///
+    /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
+    /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
+    /// not wait for their server here; the first request does.
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](StoreErrorKind::Config) when the URL names no store, one whose feature is not
+    /// enabled, or a setting that the store does not know, and as the store's own `connect`. What the
+    /// URL holds beside names is in no error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "memory")] {
+    /// use session_layer::AnyStore;
+    ///
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    /// # runtime.block_on(async {
+    /// let url = std::env::var("SESSION_STORE").unwrap_or("memory://".into());
+    /// let store = AnyStore::connect(&url).await?;
+    /// # Ok::<(), session_layer::StoreError>(())
+    /// # }).unwrap();
+    /// # }
+    /// ```
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        let parsed = StoreUrl::parse(url)?;
+        match parsed.scheme() {
+            #[cfg(feature = "memory")]
+            "memory" => Ok(Self::new(crate::store::MemoryStore::connect(url)?)),
+            #[cfg(feature = "null")]
+            "null" => Ok(Self::new(crate::store::NullStore::connect(url)?)),
+            #[cfg(feature = "file")]
+            "file" => Ok(Self::new(crate::store::FileStore::connect(url).await?)),
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Ok(Self::new(crate::store::SqliteStore::connect(url).await?)),
+            scheme => Err(unknown(scheme)),
+        }
+    }
+}
+
+/// The schemes there are, and the feature that brings each.
+const SCHEMES: &[(&str, &str)] = &[
+    ("memory", "memory"),
+    ("null", "null"),
+    ("file", "file"),
+    ("sqlite", "sqlite"),
+];
+
+fn unknown(scheme: &str) -> StoreError {
+    let message = match SCHEMES.iter().find(|(known, _)| *known == scheme) {
+        Some((known, feature)) => format!(
+            "the URL begins with `{known}://`, whose store needs the cargo feature `{feature}`"
+        ),
+        None => {
+            let known: Vec<_> = SCHEMES
+                .iter()
+                .map(|(known, _)| format!("{known}://"))
+                .collect();
+            format!(
+                "the URL names no store: it is to begin with one of {}",
+                known.join(", ")
+            )
+        }
+    };
+    StoreError::new(StoreErrorKind::Config, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_there_is_named_and_secrets_are_not() {
+        for url in ["", "hunter2", "nosuch://user:hunter2@host", "://hunter2"] {
+            let error = AnyStore::connect(url).await.unwrap_err();
+            assert_eq!(error.kind(), StoreErrorKind::Config, "{url}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        let error = unknown("sqlite").to_string();
+        assert!(error.contains("cargo feature `sqlite`"), "{error}");
+        assert!(unknown("nosuch").to_string().contains("sqlite://"));
+    }
+
+    #[cfg(all(feature = "memory", feature = "null"))]
+    #[tokio::test]
+    async fn schemes_count_in_either_case_and_settings_must_be_known() {
+        assert!(AnyStore::connect("MEMORY://").await.is_ok());
+        assert!(AnyStore::connect("memory://?max_records=5").await.is_ok());
+        for (url, says) in [
+            ("memory://?max_record=5", "max_records"),
+            ("memory://?max_records=many", "a number"),
+            ("memory://here", "nothing but settings"),
+            ("null://?x=1", "none"),
+        ] {
+            let error = AnyStore::connect(url).await.unwrap_err().to_string();
+            assert!(error.contains(says), "{url}: {error}");
+        }
+    }
+
+    #[cfg(all(feature = "file", feature = "sqlite"))]
+    #[tokio::test]
+    async fn embedded_stores_open_where_the_url_says() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = scratch.path().display();
+        AnyStore::connect(&format!(
+            "file://{at}/a%20b?sync=always&max_records=3&max_payload=9"
+        ))
+        .await
+        .unwrap();
+        assert!(scratch.path().join("a b").is_dir());
+        AnyStore::connect(&format!(
+            "sqlite://{at}/s.db?table=t&readers=1&max_payload=9"
+        ))
+        .await
+        .unwrap();
+        assert!(scratch.path().join("s.db").is_file());
+        for (url, says) in [
+            (format!("file://{at}/x?sync=never"), "always, endings"),
+            (format!("file://{at}/x?table=t"), "max_records"),
+            (format!("sqlite://{at}/x?table=a%22b"), "table name"),
+            (format!("sqlite://{at}/x?tabel=t"), "create_table"),
+        ] {
+            let error = AnyStore::connect(&url).await.unwrap_err().to_string();
+            assert!(error.contains(says), "{url}: {error}");
+        }
+        assert!(!scratch.path().join("x").exists());
+    }
+}
