@@ -111,10 +111,7 @@ impl Page {
     }
 }
 
-#[cfg_attr(
-    not(any(feature = "memory", feature = "file", feature = "sqlite")),
-    expect(dead_code, reason = "for stores that list their keys in order")
-)]
+#[allow(dead_code, reason = "for the stores that list their keys in order")]
 impl Page {
     /// The key that the page before ended with, for a store that lists its keys in order.
     pub(super) fn after(from: Option<&Cursor>) -> Result<Option<SessionKey>, StoreError> {
