@@ -9,13 +9,19 @@ mod expiry;
 mod file;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "null")]
 mod null;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod scan;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod sweeper;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod table;
 #[allow(dead_code, reason = "each store uses its part")]
 mod url;
@@ -34,8 +40,12 @@ pub use self::any::AnyStore;
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "mysql")]
+pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresStore, PostgresStoreBuilder};
 pub use self::scan::{Cursor, Page, ScanStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};

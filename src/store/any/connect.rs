@@ -13,6 +13,8 @@ impl AnyStore {
     /// | `null://` | `NullStore` | `null` |
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    /// | `postgres://user:password@host/database`, `postgresql://…` | `PostgresStore` | `postgres` |
+    /// | `mysql://user:password@host/database`, `mariadb://…` | `MySqlStore` | `mysql` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -53,6 +55,14 @@ impl AnyStore {
             "sqlite" => Ok(Self::with_scan(
                 crate::store::SqliteStore::connect(url).await?,
             )),
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Ok(Self::with_scan(
+                crate::store::PostgresStore::connect(url).await?,
+            )),
+            #[cfg(feature = "mysql")]
+            "mysql" | "mariadb" => Ok(Self::with_scan(
+                crate::store::MySqlStore::connect(url).await?,
+            )),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -64,6 +74,10 @@ const SCHEMES: &[(&str, &str)] = &[
     ("null", "null"),
     ("file", "file"),
     ("sqlite", "sqlite"),
+    ("postgres", "postgres"),
+    ("postgresql", "postgres"),
+    ("mysql", "mysql"),
+    ("mariadb", "mysql"),
 ];
 
 fn unknown(scheme: &str) -> StoreError {
