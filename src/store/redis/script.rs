@@ -63,7 +63,7 @@ impl Scripts {
     ) -> Call {
         let value = Encoded::new(new, now);
         let room = key.len() + STAMP_LEN + value.parts().len() + 128;
-        let mut call = Call::new(&self.update, UPDATE, &key, 7, room);
+        let mut call = Call::new(&self.update, UPDATE, &key, 8, room);
         call.cmd
             .arg(&stamp(seen)[..])
             .arg(value.parts())
@@ -75,7 +75,7 @@ impl Scripts {
     }
 
     pub(super) fn touch(&self, key: Parts<'_, 2>, seen: Revision, ttl: u64, now: u64) -> Call {
-        let mut call = Call::new(&self.touch, TOUCH, &key, 6, key.len() + 192);
+        let mut call = Call::new(&self.touch, TOUCH, &key, 7, key.len() + 192);
         call.cmd
             .arg(&stamp(seen)[..])
             .arg(&renewal(now, ttl)[..])
@@ -164,7 +164,7 @@ mod tests {
         for (new, count) in [(new, 7), (new.with_ending(true), 8)] {
             let call = Scripts::new().update(Parts([b"session:", b"key"]), seen, &new, 5);
             let (short, long) = (arguments(&call.cmd), arguments(&call.with_text()));
-            assert_eq!(short.len(), count - 1);
+            assert_eq!(short.len(), count);
             assert_eq!(short[0], b"EVALSHA");
             assert_eq!(
                 (&long[0][..], &long[1][..]),
