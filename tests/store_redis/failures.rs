@@ -48,7 +48,7 @@ async fn a_restart_while_idle_costs_no_request() {
     for _ in 0..3 {
         tokio::task::block_in_place(|| {
             server.kill();
-            server.start_again();
+            servers::start_again(&mut server);
         });
         assert_eq!(&get(&store, 0).await.payload()[..], b"kept");
     }
@@ -72,7 +72,7 @@ async fn a_server_that_is_down_is_reported_at_once_and_found_at_once() {
         assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
         assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
     }
-    tokio::task::block_in_place(|| server.start_again());
+    tokio::task::block_in_place(|| servers::start_again(&mut server));
     assert_eq!(&get(&store, 0).await.payload()[..], b"kept");
 }
 

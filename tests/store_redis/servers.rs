@@ -103,6 +103,14 @@ impl Wire {
     }
 }
 
+/// Starts a server again and waits until it has loaded its data.
+pub(crate) fn start_again(server: &mut Server) {
+    server.start_again();
+    until("the data", || {
+        Wire::to(server).try_ask::<String>("PING").is_ok()
+    });
+}
+
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -140,6 +148,9 @@ impl Cluster {
             "1500",
             "--cluster-replica-validity-factor",
             "0",
+            // Else all of it refuses work while a part has no primary.
+            "--cluster-require-full-coverage",
+            "no",
         ];
         arguments.extend(extra);
         // Between them and the clients, the servers use a second port.
@@ -210,15 +221,14 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn start() -> Self {
-        Self::start_with(&[], "")
+        Self::with_password("")
     }
 
-    pub(crate) fn start_with(extra: &[&str], sentinel_extra: &str) -> Self {
-        let primary = start(extra);
+    /// The password is the sentinel's, if it is to have one.
+    pub(crate) fn with_password(password: &str) -> Self {
+        let primary = start(&[]);
         let primary_port = primary.port().to_string();
-        let mut arguments = extra.to_vec();
-        arguments.extend(["--replicaof", "127.0.0.1", &primary_port]);
-        let replica = start(&arguments);
+        let replica = start(&["--replicaof", "127.0.0.1", &primary_port]);
         until("the replica", || {
             let info: String = Wire::to(&replica).ask("INFO replication");
             info.contains("master_link_status:up")
@@ -231,8 +241,12 @@ impl Watched {
                 "port {port}\nbind 127.0.0.1\ndir {}\n\
                  sentinel monitor mymaster 127.0.0.1 {primary_port} 1\n\
                  sentinel down-after-milliseconds mymaster 1000\n\
-                 sentinel failover-timeout mymaster 3000\n{sentinel_extra}",
+                 sentinel failover-timeout mymaster 3000\n{}",
                 folder.path().display(),
+                match password {
+                    "" => String::new(),
+                    password => format!("requirepass {password}\n"),
+                }
             ),
         );
         let sentinel = Server::start(
@@ -245,7 +259,8 @@ impl Watched {
             ],
         );
         until("the sentinel", || {
-            let info: String = Wire::to(&sentinel).ask("INFO sentinel");
+            let url = format!("redis://:{password}@{}", sentinel.address());
+            let info: String = Wire::at(&url).ask("INFO sentinel");
             info.contains("status=ok") && info.contains("slaves=1")
         });
         Self {
