@@ -11,6 +11,8 @@ mod file;
 mod memory;
 #[cfg(feature = "null")]
 mod null;
+#[cfg(feature = "redis")]
+mod redis;
 mod scan;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -36,6 +38,8 @@ pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisClient, RedisStore, RedisStoreBuilder};
 pub use self::scan::{Cursor, Page, ScanStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};

@@ -13,6 +13,7 @@ impl AnyStore {
     /// | `null://` | `NullStore` | `null` |
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    /// | `redis://host:6379/0`, `redis+cluster://host1,host2`, `redis+sentinel://host1,host2/mymaster`, `redis+unix:///path`; `rediss…` for TLS; `valkey…` | `RedisStore` | `redis` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -53,6 +54,11 @@ impl AnyStore {
             "sqlite" => Ok(Self::with_scan(
                 crate::store::SqliteStore::connect(url).await?,
             )),
+            #[cfg(feature = "redis")]
+            scheme if of_redis(scheme) => {
+                let store = crate::store::RedisStore::connect(url).await?;
+                Ok(Self::with_scan(store))
+            }
             scheme => Err(unknown(scheme)),
         }
     }
@@ -64,7 +70,26 @@ const SCHEMES: &[(&str, &str)] = &[
     ("null", "null"),
     ("file", "file"),
     ("sqlite", "sqlite"),
+    ("redis", "redis"),
+    ("rediss", "redis"),
+    ("redis+cluster", "redis"),
+    ("rediss+cluster", "redis"),
+    ("redis+sentinel", "redis"),
+    ("rediss+sentinel", "redis"),
+    ("redis+unix", "redis"),
+    ("valkey", "redis"),
+    ("valkeys", "redis"),
+    ("valkey+cluster", "redis"),
+    ("valkeys+cluster", "redis"),
+    ("valkey+sentinel", "redis"),
+    ("valkeys+sentinel", "redis"),
+    ("valkey+unix", "redis"),
 ];
+
+#[cfg(feature = "redis")]
+fn of_redis(scheme: &str) -> bool {
+    SCHEMES.contains(&(scheme, "redis"))
+}
 
 fn unknown(scheme: &str) -> StoreError {
     let message = match SCHEMES.iter().find(|(known, _)| *known == scheme) {
