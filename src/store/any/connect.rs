@@ -13,6 +13,7 @@ impl AnyStore {
     /// | `null://` | `NullStore` | `null` |
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -49,6 +50,8 @@ impl AnyStore {
             "file" => Ok(Self::new(crate::store::FileStore::connect(url).await?)),
             #[cfg(feature = "sqlite")]
             "sqlite" => Ok(Self::new(crate::store::SqliteStore::connect(url).await?)),
+            #[cfg(feature = "memcached")]
+            "memcached" => Ok(Self::new(crate::store::MemcachedStore::connect(url).await?)),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -60,6 +63,7 @@ const SCHEMES: &[(&str, &str)] = &[
     ("null", "null"),
     ("file", "file"),
     ("sqlite", "sqlite"),
+    ("memcached", "memcached"),
 ];
 
 fn unknown(scheme: &str) -> StoreError {
