@@ -24,6 +24,7 @@ mod sqlite;
 mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
+#[allow(dead_code, reason = "each store uses its part")]
 mod url;
 
 use std::fmt::Debug;

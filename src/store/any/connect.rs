@@ -43,13 +43,17 @@ impl AnyStore {
         let parsed = StoreUrl::parse(url)?;
         match parsed.scheme() {
             #[cfg(feature = "memory")]
-            "memory" => Ok(Self::new(crate::store::MemoryStore::connect(url)?)),
+            "memory" => Ok(Self::with_scan(crate::store::MemoryStore::connect(url)?)),
             #[cfg(feature = "null")]
             "null" => Ok(Self::new(crate::store::NullStore::connect(url)?)),
             #[cfg(feature = "file")]
-            "file" => Ok(Self::new(crate::store::FileStore::connect(url).await?)),
+            "file" => Ok(Self::with_scan(
+                crate::store::FileStore::connect(url).await?,
+            )),
             #[cfg(feature = "sqlite")]
-            "sqlite" => Ok(Self::new(crate::store::SqliteStore::connect(url).await?)),
+            "sqlite" => Ok(Self::with_scan(
+                crate::store::SqliteStore::connect(url).await?,
+            )),
             #[cfg(feature = "memcached")]
             "memcached" => Ok(Self::new(crate::store::MemcachedStore::connect(url).await?)),
             scheme => Err(unknown(scheme)),
