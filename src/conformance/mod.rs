@@ -67,7 +67,7 @@ use tokio::time::Instant;
 
 use crate::id::SessionId;
 use crate::store::{
-    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreLimits,
+    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreLimits, Token,
     TouchOutcome, UpdateOutcome,
 };
 
@@ -266,7 +266,7 @@ fn nonzero(n: usize) -> std::num::NonZeroUsize {
 }
 
 /// The record as a caller knows it that has just written it.
-fn written(new: &NewRecord<'_>, token: u64) -> Record {
+fn written(new: &NewRecord<'_>, token: Token) -> Record {
     Record::new(
         new.revision(),
         Bytes::copy_from_slice(new.payload()),
