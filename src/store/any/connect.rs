@@ -14,6 +14,7 @@ impl AnyStore {
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
     /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
+    /// | `dynamodb://sessions?region=eu-central-1` | `DynamoStore` | `dynamodb` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -56,6 +57,10 @@ impl AnyStore {
             )),
             #[cfg(feature = "memcached")]
             "memcached" => Ok(Self::new(crate::store::MemcachedStore::connect(url).await?)),
+            #[cfg(feature = "dynamodb")]
+            "dynamodb" => Ok(Self::with_scan(
+                crate::store::DynamoStore::connect(url).await?,
+            )),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -68,6 +73,7 @@ const SCHEMES: &[(&str, &str)] = &[
     ("file", "file"),
     ("sqlite", "sqlite"),
     ("memcached", "memcached"),
+    ("dynamodb", "dynamodb"),
 ];
 
 fn unknown(scheme: &str) -> StoreError {
