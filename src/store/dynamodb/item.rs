@@ -144,6 +144,12 @@ mod tests {
         of(&key, &NewRecord::new(SEEN, b"payload", ttl), Now::read())
     }
 
+    fn expired() -> Item {
+        let mut item = item(Duration::from_secs(60));
+        item.insert(EXPIRES_AT_MS.to_owned(), millis(Now::read().millis()));
+        item
+    }
+
     #[test]
     fn the_limit_is_dynamodbs_less_what_is_around_the_payload() {
         assert_eq!(LARGEST_PAYLOAD, 409_600 - 54 - 24 - 7 - 31 - 34);
@@ -166,10 +172,7 @@ mod tests {
         assert_eq!(record.revision(), SEEN);
         assert_eq!(&record.payload()[..], b"payload");
         assert!(record.ttl() > Duration::from_secs(59));
-        assert!(matches!(
-            read(item(Duration::ZERO), Now::read(), 7),
-            Read::Absent
-        ));
+        assert!(matches!(read(expired(), Now::read(), 7), Read::Absent));
         let item = item(Duration::from_secs(60));
         assert!(matches!(read(item.clone(), now, 6), Read::Damaged));
         let seconds: i64 = item[EXPIRES_AT].as_n().unwrap().parse().unwrap();
@@ -197,7 +200,7 @@ mod tests {
                 );
             }
         }
-        let mut expired = item(Duration::ZERO);
+        let mut expired = expired();
         expired.remove(PAYLOAD);
         assert!(matches!(read(expired, Now::read(), 7), Read::Absent));
     }
@@ -209,7 +212,7 @@ mod tests {
         let there = item(Duration::from_secs(60));
         assert_eq!(refusal(None, SEEN, now), Some(Refusal::Gone));
         assert_eq!(refusal(Some(&there), other, now), Some(Refusal::Conflict));
-        let expired = item(Duration::ZERO);
+        let expired = expired();
         for seen in [SEEN, other] {
             let refusal = refusal(Some(&expired), seen, Now::read());
             assert_eq!(refusal, Some(Refusal::Gone));
