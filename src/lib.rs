@@ -40,7 +40,7 @@
 //! | feature | adds | default |
 //! | --- | --- | --- |
 //! | `axum` | the extractors; `SessionError` as a response | yes |
-//! | `memory`, `null`, `file`, `sqlite` | a store each | `memory` |
+//! | `memory`, `null`, `file`, `sqlite`, `memcached`, `dynamodb` | a store each | `memory` |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
 //!

@@ -3,6 +3,8 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 #[cfg(any(
     feature = "dynamodb",
     feature = "file",
@@ -39,6 +41,8 @@ use bytes::Bytes;
 
 pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
+#[cfg(feature = "dynamodb")]
+pub use self::dynamodb::{DynamoStore, DynamoStoreBuilder};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 #[cfg(feature = "memcached")]
