@@ -9,6 +9,8 @@ mod expiry;
 mod file;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "null")]
 mod null;
 mod scan;
@@ -33,6 +35,8 @@ pub use self::any::AnyStore;
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{MongoStore, MongoStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
 pub use self::scan::{Cursor, Page, ScanStore};

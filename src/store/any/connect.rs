@@ -13,6 +13,7 @@ impl AnyStore {
     /// | `null://` | `NullStore` | `null` |
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    /// | `mongodb://host/app`, `mongodb+srv://host/app` | `MongoStore` | `mongodb` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -49,6 +50,10 @@ impl AnyStore {
             "file" => Ok(Self::new(crate::store::FileStore::connect(url).await?)),
             #[cfg(feature = "sqlite")]
             "sqlite" => Ok(Self::new(crate::store::SqliteStore::connect(url).await?)),
+            #[cfg(feature = "mongodb")]
+            "mongodb" | "mongodb+srv" => Ok(Self::with_scan(
+                crate::store::MongoStore::connect(url).await?,
+            )),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -60,6 +65,8 @@ const SCHEMES: &[(&str, &str)] = &[
     ("null", "null"),
     ("file", "file"),
     ("sqlite", "sqlite"),
+    ("mongodb", "mongodb"),
+    ("mongodb+srv", "mongodb"),
 ];
 
 fn unknown(scheme: &str) -> StoreError {
