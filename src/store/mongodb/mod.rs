@@ -23,6 +23,9 @@ use super::{
     StoreError, StoreErrorKind, StoreLimits, TouchOutcome, UpdateOutcome,
 };
 
+/// The most keys that a page holds: what fits into one reply of the server.
+const PAGE: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
+
 /// Keeps each session in a document of a MongoDB collection.
 ///
 /// For a replica set, a sharded cluster or a single server, MongoDB 4.4 or later. Clones share one
@@ -315,18 +318,9 @@ impl SessionStore for MongoStore {
 
 impl ScanStore for MongoStore {
     async fn scan(&self, from: Option<&Cursor>, limit: NonZeroUsize) -> Result<Page, StoreError> {
-        let last = match from.map(|from| from.as_str().parse::<SessionKey>()) {
-            None => None,
-            Some(Ok(key)) => Some(key),
-            Some(Err(_)) => {
-                return Err(StoreError::new(
-                    StoreErrorKind::Config,
-                    "the cursor is not one of this store's",
-                ));
-            }
-        };
+        let last = Page::after(from)?;
         let last = last.as_ref().map_or("", SessionKey::as_str);
-        let limit = limit.get().min(PAGE);
+        let limit = limit.min(PAGE);
         self.bounded(async {
             let failed = |error| failed("cannot list", &error);
             let found = self
@@ -335,21 +329,15 @@ impl ScanStore for MongoStore {
                 .find(words::keys_after(last))
                 .projection(doc! { "_id": 1 })
                 .sort(doc! { "_id": 1 })
-                .limit(-(limit as i64));
+                .limit(-(limit.get() as i64));
             let mut found = found.await.map_err(failed)?;
             let mut keys = Vec::new();
             while found.advance().await.map_err(failed)? {
                 let key = found.current().get_str("_id").ok();
                 keys.extend(key.and_then(|key| key.parse::<SessionKey>().ok()));
             }
-            let next = (keys.len() == limit)
-                .then(|| keys.last().map(|last| Cursor::new(last.as_str())))
-                .flatten();
-            Ok(Page::new(keys, next))
+            Ok(Page::in_order(keys, limit))
         })
         .await
     }
 }
-
-/// The most keys that a page holds: one reply of the server, with room to spare.
-const PAGE: usize = 10_000;

@@ -2,20 +2,18 @@
 //! wrong.
 #![cfg(unix)]
 
-#[path = "support/apps.rs"]
+#[path = "../support/apps.rs"]
 mod apps;
-#[path = "support/drills.rs"]
+#[path = "../support/drills.rs"]
 mod drills;
-#[path = "store_mongodb/failover.rs"]
 mod failover;
-#[path = "support/mongod.rs"]
+#[path = "../support/mongod.rs"]
 mod mongod;
-#[path = "store_mongodb/operation.rs"]
 mod operation;
-#[path = "support/server.rs"]
+#[path = "../support/server.rs"]
 mod server;
+#[path = "../support/mod.rs"]
 mod support;
-#[path = "store_mongodb/trouble.rs"]
 mod trouble;
 
 use std::sync::OnceLock;
@@ -140,6 +138,7 @@ mod contract_on_a_single_server {
     }
 
     session_layer::conformance!(fixture, ignore = "needs mongod: run tests/run");
+    session_layer::conformance_of_scan!(fixture, ignore = "needs mongod: run tests/run");
 }
 
 mod contract_on_a_replica_set {
@@ -149,6 +148,7 @@ mod contract_on_a_replica_set {
     }
 
     session_layer::conformance!(fixture, ignore = "needs mongod: run tests/run");
+    session_layer::conformance_of_scan!(fixture, ignore = "needs mongod: run tests/run");
 }
 
 struct Place(String);
