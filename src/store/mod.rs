@@ -18,6 +18,8 @@ mod file;
 mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "null")]
 mod null;
 #[cfg(feature = "redis")]
@@ -49,6 +51,8 @@ pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{MongoStore, MongoStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
 #[cfg(feature = "redis")]

@@ -16,6 +16,7 @@ impl AnyStore {
     /// | `redis://host:6379/0`, `redis+cluster://host1,host2`, `redis+sentinel://host1,host2/mymaster`, `redis+unix:///path`; `rediss…` for TLS; `valkey…` | `RedisStore` | `redis` |
     /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
     /// | `dynamodb://sessions?region=eu-central-1` | `DynamoStore` | `dynamodb` |
+    /// | `mongodb://host/app`, `mongodb+srv://host/app` | `MongoStore` | `mongodb` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -67,6 +68,10 @@ impl AnyStore {
             "dynamodb" => Ok(Self::with_scan(
                 crate::store::DynamoStore::connect(url).await?,
             )),
+            #[cfg(feature = "mongodb")]
+            "mongodb" | "mongodb+srv" => Ok(Self::with_scan(
+                crate::store::MongoStore::connect(url).await?,
+            )),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -94,6 +99,8 @@ const SCHEMES: &[(&str, &str)] = &[
     ("valkey+unix", "redis"),
     ("memcached", "memcached"),
     ("dynamodb", "dynamodb"),
+    ("mongodb", "mongodb"),
+    ("mongodb+srv", "mongodb"),
 ];
 
 #[cfg(feature = "redis")]
