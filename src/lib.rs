@@ -31,6 +31,7 @@
 //! | load it only when needed, or without axum | [`LazySession`] |
 //! | reach a session without its request | [`Sessions`] |
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
+//! | read all of it from the environment or a file | [`SessionSettings`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
@@ -68,6 +69,7 @@ mod queue;
 mod request;
 mod session;
 mod sessions;
+mod settings;
 mod shared;
 mod signing;
 mod state;
@@ -82,6 +84,7 @@ pub use crate::lazy::LazySession;
 pub use crate::payload::Format;
 pub use crate::session::Session;
 pub use crate::sessions::Sessions;
+pub use crate::settings::SessionSettings;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
 

@@ -14,7 +14,7 @@ use crate::error::SessionError;
 use crate::id::SessionKey;
 use crate::shared::{Found, Shared};
 use crate::signing::{Rejected, Verified};
-use crate::state::{Identity, Seen, State, Stored, is_due};
+use crate::state::{Identity, Seen, State, Stored, is_cookie_due, is_due};
 
 /// One request's session, shared by everything that handles the request.
 pub(crate) struct Inner {
@@ -172,7 +172,8 @@ impl Inner {
                     let seen = Seen {
                         carried_cookie,
                         touch_due: is_due(&shared.policy, full, full.abs_diff(record.ttl())),
-                        cookie_due: verified.old_key || is_due(&shared.policy, full, age),
+                        cookie_due: verified.old_key || is_cookie_due(&shared.policy, full, age),
+                        cookie_waits: !verified.old_key && !shared.policy.renews_by_reading(),
                     };
                     let id = Some(verified.id);
                     let stored = Stored {

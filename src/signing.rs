@@ -97,13 +97,15 @@ impl SigningKeys {
             };
             ConfigError::new(format!("environment variable {variable}: {reason}"))
         })?;
-        let mut keys = Self { ring: Vec::new() };
-        for key in text.split(',') {
-            keys = keys.with_fallback(key.trim()).map_err(|error| {
-                ConfigError::new(format!("environment variable {variable}: {error}"))
-            })?;
-        }
-        Ok(keys)
+        Self::from_list(&text)
+            .map_err(|error| ConfigError::new(format!("environment variable {variable}: {error}")))
+    }
+
+    /// Keys separated by commas, the newest first.
+    pub(crate) fn from_list(text: &str) -> Result<Self, ConfigError> {
+        let empty = Self { ring: Vec::new() };
+        text.split(',')
+            .try_fold(empty, |keys, key| keys.with_fallback(key.trim()))
     }
 
     /// A ring of one new random key, which is gone when the program ends, and every session's cookie

@@ -14,7 +14,7 @@ mod null;
 mod scan;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod sweeper;
+pub(crate) mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
 mod url;
