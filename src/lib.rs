@@ -42,6 +42,7 @@
 //! | --- | --- | --- |
 //! | `axum` | the extractors; `SessionError` as a response | yes |
 //! | `memory`, `null`, `file`, `sqlite` | a store each | `memory` |
+//! | `flask` | Flask-Session's cookies and, with `redis` or `memcached`, its sessions | no |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
 //!
@@ -50,6 +51,14 @@
 //! Sessions: the cookie, its signature, the data, its lifetime. Not users, passwords or permissions,
 //! and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    all(feature = "flask", not(any(feature = "memcached", feature = "redis"))),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "most of `flask` is for stores that are not built"
+    )
+)]
 
 mod answer;
 mod commit;
@@ -61,6 +70,8 @@ mod edits;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
+#[cfg(feature = "flask")]
+mod flask;
 mod id;
 mod layer;
 mod lazy;
@@ -78,6 +89,8 @@ pub mod store;
 // The public interface is:
 pub use crate::config::{SameSite, ServerErrors, SessionConfig};
 pub use crate::error::{ConfigError, SessionError, SessionErrorKind, StoreError, StoreErrorKind};
+#[cfg(feature = "flask")]
+pub use crate::flask::FlaskCookies;
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
 pub use crate::layer::{ErrorResponse, ResponseFuture, SessionLayer, SessionService, Unavailable};
 pub use crate::lazy::LazySession;

@@ -148,7 +148,7 @@ impl Inner {
             let Some(verified) = self.verify(value) else {
                 continue;
             };
-            let key = verified.id.key();
+            let key = shared.signer.key(&verified.id);
             match shared.judge(&key, shared.fetch(&key).await?) {
                 Found::Absent => {
                     tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
@@ -168,12 +168,21 @@ impl Inner {
                             "two valid session cookies; the first with a live session counts"
                         );
                     }
-                    let age = Duration::from_millis(now.abs_diff(verified.issued));
+                    let touch_due = is_due(&shared.policy, full, full.abs_diff(record.ttl()));
                     let seen = Seen {
                         carried_cookie,
-                        touch_due: is_due(&shared.policy, full, full.abs_diff(record.ttl())),
-                        cookie_due: verified.old_key || is_cookie_due(&shared.policy, full, age),
-                        cookie_waits: !verified.old_key && !shared.policy.renews_by_reading(),
+                        touch_due,
+                        cookie_due: verified.old_key
+                            || verified.issued.is_none_or(|issued| {
+                                let age = Duration::from_millis(now.abs_diff(issued));
+                                is_cookie_due(&shared.policy, full, age)
+                            }),
+                        cookie_waits: !verified.old_key
+                            && match verified.issued {
+                                Some(_) => !shared.policy.renews_by_reading(),
+                                // Of unknown age: renewed whenever the record is.
+                                None => !touch_due,
+                            },
                     };
                     let id = Some(verified.id);
                     let stored = Stored {

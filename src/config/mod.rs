@@ -180,6 +180,22 @@ impl SessionConfig {
         self
     }
 
+    #[cfg(feature = "flask")]
+    pub(crate) fn or_cookie_name(mut self, name: &str) -> Self {
+        self.cookie_name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    #[cfg(feature = "flask")]
+    pub(crate) fn is_permanent(&self) -> bool {
+        self.permanent
+    }
+
+    #[cfg(feature = "flask")]
+    pub(crate) fn has_absolute_timeout(&self) -> bool {
+        self.absolute_timeout.is_some()
+    }
+
     pub(crate) fn is_insecure(&self) -> bool {
         self.insecure_plain_http_for_development
     }

@@ -7,8 +7,12 @@ mod blocking;
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "flask")]
+pub(crate) mod flask;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "flask")]
+mod migrating;
 #[cfg(feature = "null")]
 mod null;
 mod scan;
@@ -31,8 +35,16 @@ pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(all(feature = "flask", feature = "memcached"))]
+pub use self::flask::FlaskMemcachedStore;
+#[cfg(all(feature = "flask", feature = "redis"))]
+pub use self::flask::FlaskRedisStore;
+#[cfg(feature = "flask")]
+pub use self::flask::FlaskStore;
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "flask")]
+pub use self::migrating::MigratingStore;
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
 pub use self::scan::{Cursor, Page, ScanStore};
