@@ -1,19 +1,19 @@
 //! Many requests of one session at once, on every store that keeps something, within one process
 //! and from two: no update is lost, and rotations agree on one new id.
 
+#[path = "support/apps.rs"]
+mod apps;
 #[path = "support/backends.rs"]
 mod backends;
 mod support;
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Path;
 use axum::routing::get;
-use backends::{ALL, Backend};
+use backends::{ALL, Backend, Place};
 use session_layer::{AnyStore, Session, SessionConfig, SessionLayer};
 use support::{Browser, send};
 use tokio::sync::Barrier;
@@ -135,133 +135,37 @@ async fn of_three_rotations_one_hands_out_an_id() {
     }
 }
 
-// Two processes: the test starts its own program twice, with orders in the environment.
+// From two processes.
 
-const ORDERS: &str = "SESSION_LAYER_TEST_ORDERS";
+struct Shared(Place, Backend);
 
-/// What a started process is to do: how many requests to which paths, on which store.
-struct Orders {
-    backend: Backend,
-    folder: PathBuf,
-    cookie: String,
-    from: usize,
-    count: usize,
-    path: String,
-}
-
-impl Orders {
-    fn from_env() -> Option<Self> {
-        let text = std::env::var(ORDERS).ok()?;
-        let mut parts = text.split('|');
-        let mut next = || parts.next().unwrap().to_owned();
-        Some(Self {
-            backend: if next() == "File" {
-                Backend::File
-            } else {
-                Backend::Sqlite
-            },
-            folder: next().into(),
-            cookie: next(),
-            from: next().parse().unwrap(),
-            count: next().parse().unwrap(),
-            path: next(),
-        })
-    }
-
-    fn start(&self, test: &str) -> Child {
-        let orders = format!(
-            "{:?}|{}|{}|{}|{}|{}",
-            self.backend,
-            self.folder.display(),
-            self.cookie,
-            self.from,
-            self.count,
-            self.path
-        );
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
-            .env(ORDERS, orders)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    async fn carry_out(&self) {
-        let router = router(self.backend.open(&self.folder).await);
-        let browser = Browser::with_cookie(&self.cookie);
-        let paths =
-            (self.from..self.from + self.count).map(|at| self.path.replace('#', &at.to_string()));
-        all_at_once(&router, &browser, paths).await;
+impl Shared {
+    fn url(&self) -> String {
+        let folder = self.0.path().display();
+        match self.1 {
+            Backend::Memory => panic!("processes share no memory"),
+            Backend::File => format!("file://{folder}/sessions"),
+            Backend::Sqlite => format!("sqlite://{folder}/sessions.db"),
+        }
     }
 }
 
-/// Sends `count` requests each from two processes, and answers what a last one shows.
-async fn from_two_processes(
-    test: &str,
-    backend: Backend,
-    count: usize,
-    path: &str,
-    show: &str,
-) -> String {
-    let place = backend.new_place().await;
-    let router = router(place.store.clone());
-    let mut browser = Browser::default();
-    browser.get(&router, "/add").await;
-    let children: Vec<_> = (0..2)
-        .map(|at| {
-            let orders = Orders {
-                backend,
-                folder: place.path().to_owned(),
-                cookie: browser.cookie(),
-                from: at * count,
-                count,
-                path: path.to_owned(),
-            };
-            orders.start(test)
-        })
-        .collect();
-    for mut child in children {
-        let status = tokio::task::spawn_blocking(move || child.wait())
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(status.success(), "{backend:?}: {status}");
-    }
-    browser.get(&router, show).await.body
+async fn shared(backend: Backend) -> Shared {
+    Shared(backend.new_place().await, backend)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_leave_two_hundred_keys() {
-    if let Some(orders) = Orders::from_env() {
-        return orders.carry_out().await;
+mod on_files {
+    async fn place() -> super::Shared {
+        super::shared(super::Backend::File).await
     }
-    for backend in [Backend::File, Backend::Sqlite] {
-        let keys = from_two_processes(
-            "two_processes_leave_two_hundred_keys",
-            backend,
-            100,
-            "/set/key#",
-            "/keys",
-        )
-        .await;
-        assert_eq!(keys.split(' ').count(), 201, "{backend:?}");
-    }
+
+    crate::two_apps!(place);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_count_to_a_thousand() {
-    if let Some(orders) = Orders::from_env() {
-        return orders.carry_out().await;
+mod on_sqlite {
+    async fn place() -> super::Shared {
+        super::shared(super::Backend::Sqlite).await
     }
-    for backend in [Backend::File, Backend::Sqlite] {
-        let n = from_two_processes(
-            "two_processes_count_to_a_thousand",
-            backend,
-            500,
-            "/add",
-            "/n",
-        )
-        .await;
-        assert_eq!(n, "1001", "{backend:?}");
-    }
+
+    crate::two_apps!(place);
 }

@@ -3,24 +3,34 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(
+    feature = "dynamodb",
+    feature = "file",
+    feature = "memcached",
+    feature = "sqlite"
+))]
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
 #[cfg(feature = "flask")]
 pub(crate) mod flask;
+#[cfg(feature = "memcached")]
+mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "flask")]
 mod migrating;
 #[cfg(feature = "null")]
 mod null;
+#[cfg(feature = "redis")]
+mod redis;
 mod scan;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub(crate) mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
+#[allow(dead_code, reason = "each store uses its part")]
 mod url;
 
 use std::fmt::Debug;
@@ -41,12 +51,16 @@ pub use self::flask::FlaskMemcachedStore;
 pub use self::flask::FlaskRedisStore;
 #[cfg(feature = "flask")]
 pub use self::flask::FlaskStore;
+#[cfg(feature = "memcached")]
+pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
 #[cfg(feature = "flask")]
 pub use self::migrating::MigratingStore;
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisClient, RedisStore, RedisStoreBuilder};
 pub use self::scan::{Cursor, Page, ScanStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};
@@ -177,9 +191,9 @@ pub struct Record {
     token: Token,
 }
 
-/// A value of the store's own that travels with a record: memcached's CAS unique, say. 0 where the
-/// store has no use for it.
-pub type Token = u64;
+/// A value of the store's own that travels with a record: memcached's CAS unique and the record's
+/// expiry, say. 0 where the store has no use for it.
+pub type Token = u128;
 
 impl Record {
     /// A record that was read, with the lifetime it has left.

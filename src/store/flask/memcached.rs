@@ -5,13 +5,12 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use memcache::exp::{
-    AsyncMetaClient, Delete, Error, Get, GetStatus, Meta, MutationStatus, Operation, Set,
-};
-use tokio::sync::OnceCell;
+use memcache::exp::{Delete, Get, GetStatus, Meta, MutationStatus, Operation, Set};
+use tokio::time::Instant;
 
 use super::record::{Dialect, Read, digest, garbage, read, revision, store_limits, write};
 use super::{ENDLESS, PREFIX, Speaks, check_prefix, name};
+use crate::store::memcached::servers::{Nodes, Servers};
 use crate::store::url::StoreUrl;
 use crate::store::{
     CreateOutcome, NewRecord, Record, SessionKey, SessionStore, StoreError, StoreErrorKind,
@@ -20,6 +19,9 @@ use crate::store::{
 
 /// What memcached takes by default is 1 MiB, its own notes included.
 const MAX_BYTES: usize = (1 << 20) - 1024;
+
+/// How many idle connections are kept for later.
+const MAX_IDLE: usize = 32;
 
 /// Up to here memcached reads a number as seconds from now; larger ones are dates.
 const LONGEST_RELATIVE: u64 = 30 * 24 * 60 * 60;
@@ -48,33 +50,15 @@ const LONGEST_RELATIVE: u64 = 30 * 24 * 60 * 60;
 /// ```
 #[derive(Clone)]
 pub struct FlaskMemcachedStore {
-    server: Arc<Server>,
+    servers: Arc<Servers>,
     prefix: String,
+    timeout: Duration,
     dialect: Dialect,
 }
 
-struct Server {
-    address: String,
-    client: OnceCell<AsyncMetaClient>,
-}
-
-impl Server {
-    /// Connects when it is needed first; a name that cannot be looked up then is looked up again.
-    async fn run<O: Operation>(&self, operation: O) -> Result<O::Output, StoreError> {
-        let connect = || async {
-            AsyncMetaClient::builder()
-                .connect_timeout(Some(Duration::from_secs(1)))
-                .connect_async(self.address.as_str())
-                .await
-        };
-        let client = self.client.get_or_try_init(connect).await.map_err(failed)?;
-        client.run(operation).await.map_err(failed)
-    }
-}
-
 impl FlaskMemcachedStore {
-    /// The store that `url` names: `memcached://host:11211?prefix=session:`; without `prefix`,
-    /// Flask-Session's own default. Does not wait for the server.
+    /// The store that `url` names: `memcached://host:11211?prefix=session:&timeout=1500ms`. `prefix` is
+    /// Flask's `SESSION_KEY_PREFIX`, and `session:` by default, as there. Does not wait for the server.
     ///
     /// # Errors
     ///
@@ -83,40 +67,37 @@ impl FlaskMemcachedStore {
         let mut url = StoreUrl::parse(url)?;
         let prefix = url.take("prefix")?.unwrap_or_else(|| PREFIX.to_owned());
         check_prefix(&prefix)?;
-        url.finish(&["prefix"])?;
+        let timeout = url.take_as::<humantime::Duration>("timeout", "a time, such as 1500ms")?;
+        url.finish(&["prefix", "timeout"])?;
         let server = url.body().trim_end_matches('/');
-        if server.is_empty() || server.contains(['/', '@', ' ']) {
-            return Err(config(
-                "a memcached URL is of the form memcached://host:11211",
-            ));
-        }
         if server.contains(',') {
             return Err(config(
                 "sessions are shared with Flask on one memcached server: Python's clients spread keys \
                  over several each in a way of its own",
             ));
         }
-        let has_port = server
-            .rsplit(']')
-            .next()
-            .is_some_and(|end| end.contains(':'));
-        let address = match has_port {
-            true => server.to_owned(),
-            false => format!("{server}:11211"),
-        };
+        let nodes = Nodes::new(&[server.to_owned()], MAX_IDLE)?;
         Ok(Self {
-            server: Arc::new(Server {
-                address,
-                client: OnceCell::new(),
-            }),
+            servers: Arc::new(Servers::Nodes(nodes)),
             prefix,
+            timeout: timeout.map_or(Duration::from_millis(1500), Into::into),
             dialect: Dialect::default(),
         })
     }
 
-    async fn set(&self, set: Set, ttl: Duration) -> Result<(MutationStatus, Token), StoreError> {
+    async fn run<O: Operation>(&self, name: &str, operation: O) -> Result<O::Output, StoreError> {
+        let deadline = Instant::now() + self.timeout;
+        self.servers.run(name, operation, deadline).await
+    }
+
+    async fn set(
+        &self,
+        name: &str,
+        set: Set,
+        ttl: Duration,
+    ) -> Result<(MutationStatus, Token), StoreError> {
         let set = set.ttl_raw(exptime(ttl)).return_cas();
-        let done = self.server.run(set).await?;
+        let done = self.run(name, set).await?;
         Ok((done.status, Token::from(done.cas.unwrap_or_default())))
     }
 }
@@ -131,7 +112,7 @@ impl Speaks for FlaskMemcachedStore {
 impl fmt::Debug for FlaskMemcachedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlaskMemcachedStore")
-            .field("server", &self.server.address)
+            .field("servers", &self.servers)
             .field("prefix", &self.prefix)
             .field("dialect", &self.dialect)
             .finish()
@@ -141,8 +122,9 @@ impl fmt::Debug for FlaskMemcachedStore {
 #[deny(clippy::missing_trait_methods)]
 impl SessionStore for FlaskMemcachedStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        let get = Get::new(name(&self.prefix, key)?).meta(Meta::NONE.cas().ttl());
-        let got = self.server.run(get).await?;
+        let name = name(&self.prefix, key)?;
+        let get = Get::new(&name).meta(Meta::NONE.cas().ttl());
+        let got = self.run(&name, get).await?;
         if got.status == GetStatus::Miss {
             return Ok(None);
         }
@@ -173,8 +155,9 @@ impl SessionStore for FlaskMemcachedStore {
     ) -> Result<CreateOutcome, StoreError> {
         self.limits().check(new)?;
         let written = write(new.payload(), self.dialect, MAX_BYTES)?;
-        let add = Set::new(name(&self.prefix, key)?, written).add();
-        match self.set(add, new.ttl()).await? {
+        let name = name(&self.prefix, key)?;
+        let add = Set::new(&name, written).add();
+        match self.set(&name, add, new.ttl()).await? {
             (MutationStatus::Applied, token) => Ok(CreateOutcome::Created(token)),
             (MutationStatus::AlreadyExists, _) => Ok(CreateOutcome::Taken),
             _ => Err(unexpected()),
@@ -191,13 +174,14 @@ impl SessionStore for FlaskMemcachedStore {
         let name = name(&self.prefix, key)?;
         let seen = cas_of(seen)?;
         let (status, token) = if new.is_ending() {
-            let ended = self.server.run(Delete::new(name).compare_cas(seen)).await?;
+            let end = Delete::new(&name).compare_cas(seen);
+            let ended = self.run(&name, end).await?;
             (ended.status, 0)
         } else {
             self.limits().check(new)?;
             let written = write(new.payload(), self.dialect, MAX_BYTES)?;
-            let swap = Set::new(name, written).compare_cas(seen);
-            self.set(swap, new.ttl()).await?
+            let swap = Set::new(&name, written).compare_cas(seen);
+            self.set(&name, swap, new.ttl()).await?
         };
         match status {
             MutationStatus::Applied => Ok(UpdateOutcome::Updated(token)),
@@ -213,11 +197,12 @@ impl SessionStore for FlaskMemcachedStore {
         seen: &Record,
         ttl: Duration,
     ) -> Result<TouchOutcome, StoreError> {
-        let touch = Get::new(name(&self.prefix, key)?)
+        let name = name(&self.prefix, key)?;
+        let touch = Get::new(&name)
             .without_value()
             .meta(Meta::NONE.cas())
             .touch_raw(exptime(ttl));
-        let touched = self.server.run(touch).await?;
+        let touched = self.run(&name, touch).await?;
         if touched.status == GetStatus::Miss {
             return Ok(TouchOutcome::Gone);
         }
@@ -229,8 +214,8 @@ impl SessionStore for FlaskMemcachedStore {
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
-        let delete = Delete::new(name(&self.prefix, key)?);
-        self.server.run(delete).await.map(drop)
+        let name = name(&self.prefix, key)?;
+        self.run(&name, Delete::new(&name)).await.map(drop)
     }
 
     /// 0: memcached forgets what has expired by itself.
@@ -271,30 +256,8 @@ fn cas(answered: Option<u64>) -> Result<u64, StoreError> {
         .ok_or_else(|| config("memcached runs without CAS: start it without `-C`"))
 }
 
-#[allow(
-    clippy::useless_conversion,
-    reason = "a token may have room for more than a CAS unique"
-)]
 fn cas_of(seen: &Record) -> Result<u64, StoreError> {
     u64::try_from(seen.token()).map_err(|_| unexpected())
-}
-
-/// Of the driver's texts none is passed on: they name the key, which is a secret here.
-fn failed(error: Error) -> StoreError {
-    let (kind, message) = match error {
-        Error::Timeout { .. } => (StoreErrorKind::Timeout, "memcached did not answer in time"),
-        Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-            (StoreErrorKind::Timeout, "memcached did not answer in time")
-        }
-        Error::Io(_) => (StoreErrorKind::Unavailable, "memcached cannot be reached"),
-        Error::Ambiguous { source, .. } => return failed(*source),
-        Error::Server(_) => (StoreErrorKind::Unavailable, "memcached refuses for now"),
-        Error::Rejected(_) => {
-            return config("memcached does not understand the meta protocol of version 1.6");
-        }
-        _ => (StoreErrorKind::Other, "memcached's client has failed"),
-    };
-    StoreError::new(kind, message)
 }
 
 fn config(message: &'static str) -> StoreError {
@@ -339,8 +302,8 @@ mod tests {
         );
         for (url, says) in [
             ("memcached://a,b", "one memcached server"),
-            ("memcached://", "memcached://host:11211"),
-            ("memcached://u:hunter2@a", "memcached://host:11211"),
+            ("memcached://", "host:port"),
+            ("memcached://u:hunter2@a", "no password"),
             ("memcached://a?prefix=a%20b", "prefix"),
             ("memcached://a?hunter2=1", "prefix"),
         ] {

@@ -73,7 +73,7 @@ fn name(prefix: &str, key: &SessionKey) -> Result<String, StoreError> {
 }
 
 /// The error for a prefix that cannot be one.
-#[cfg(any(feature = "memcached", feature = "redis"))]
+#[cfg(feature = "memcached")]
 fn check_prefix(prefix: &str) -> Result<(), StoreError> {
     if prefix.len() <= 200 && prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(());
@@ -85,7 +85,7 @@ fn check_prefix(prefix: &str) -> Result<(), StoreError> {
 }
 
 /// Flask-Session's own default.
-#[cfg(any(feature = "memcached", feature = "redis"))]
+#[cfg(feature = "memcached")]
 const PREFIX: &str = "session:";
 
 /// How long a record lives that Flask, or somebody else, has left without an expiry.

@@ -5,13 +5,18 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::{Client, ErrorKind, RedisError, Script, Value};
+use ::redis::{Cmd, RedisError, Script, TlsCertificates, Value, cmd};
 
 use super::record::{Dialect, Read, digest, garbage, read, revision, store_limits, write};
-use super::{ENDLESS, PREFIX, Speaks, check_prefix, name};
+use super::{ENDLESS, Speaks, name};
 use crate::flask;
-use crate::store::url::StoreUrl;
+use crate::store::redis::RedisClient;
+use crate::store::redis::builder::Settings;
+use crate::store::redis::client::Route;
+use crate::store::redis::connect::Target;
+use crate::store::redis::errors::{failed, timed_out, unexpected};
+use crate::store::redis::record::{Parts, millis};
+use crate::store::redis::script::Call;
 use crate::store::{
     CreateOutcome, Cursor, NewRecord, Page, Record, ScanStore, SessionKey, SessionStore,
     StoreError, StoreErrorKind, StoreLimits, Token, TouchOutcome, UpdateOutcome,
@@ -32,12 +37,12 @@ macro_rules! with_what_is_there {
     };
 }
 
-/// Compares the first half of the stored bytes' hash with what was read.
+/// Compares the first 16 bytes of the stored bytes' hash with what was read.
 macro_rules! if_unchanged {
     ($deed:literal) => {
         concat!(
             with_what_is_there!(
-                "if string.sub(redis.sha1hex(there), 1, 16) ~= ARGV[1] then return 0 end\n"
+                "if string.sub(redis.sha1hex(there), 1, 32) ~= ARGV[1] then return 0 end\n"
             ),
             $deed,
             "\nreturn 1"
@@ -55,12 +60,9 @@ const CONFLICT: i64 = 0;
 const GONE: i64 = -1;
 const NO_STRING: i64 = -2;
 
-/// What Flask-Session's own client takes, and Redis by default: far more than a session has.
-const MAX_BYTES: usize = 16 << 20;
-
 /// The sessions of a Flask application, where Flask-Session (`SESSION_TYPE = "redis"`) keeps them: under
-/// `<prefix><session id>`, as MessagePack or JSON. See [`FlaskStore`](super::FlaskStore) for what it keeps of the store
-/// contract. Needs one Redis server, version 6 or later, or Valkey.
+/// `<prefix><session id>`, as MessagePack or JSON. See [`FlaskStore`](super::FlaskStore) for what it
+/// keeps of the store contract; for the rest it is like [`RedisStore`](crate::store::RedisStore).
 ///
 /// A value that is pickled, as Flask-Session before 0.7 wrote it, is never unpacked: it counts as
 /// absent, with an event. Each verb is one script, one round trip.
@@ -81,101 +83,155 @@ const MAX_BYTES: usize = 16 << 20;
 /// ```
 #[derive(Clone)]
 pub struct FlaskRedisStore {
-    connection: ConnectionManager,
-    prefix: String,
+    shared: Arc<Shared>,
     dialect: Dialect,
-    max_bytes: usize,
-    scripts: Arc<Scripts>,
 }
 
-struct Scripts {
-    load: Script,
-    update: Script,
-    touch: Script,
-    end: Script,
+struct Shared {
+    route: Route,
+    prefix: String,
+    max_bytes: usize,
+    timeout: Duration,
+    load: Text,
+    update: Text,
+    touch: Text,
+    end: Text,
+}
+
+/// A script and its name.
+struct Text {
+    script: Script,
+    text: &'static str,
+}
+
+impl Text {
+    fn new(text: &'static str) -> Self {
+        Self {
+            script: Script::new(text),
+            text,
+        }
+    }
 }
 
 impl FlaskRedisStore {
-    /// The store that `url` names: `redis://user:password@host:6379/0?prefix=session:`, or `rediss` for
-    /// TLS; without `prefix`, Flask-Session's own default. Does not wait for the server.
+    /// The store that `url` names, with the forms and settings that
+    /// [`RedisStore::connect`](crate::store::RedisStore::connect) has. `prefix` is Flask's
+    /// `SESSION_KEY_PREFIX`, and `session:` by default, as there. Does not wait for the server.
     ///
     /// # Errors
     ///
     /// [`Config`](StoreErrorKind::Config) when the URL is not of this form.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
-        let mut url = StoreUrl::parse(url)?;
-        let prefix = url.take("prefix")?.unwrap_or_else(|| PREFIX.to_owned());
-        check_prefix(&prefix)?;
-        // With none, or with two, the driver panics.
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        let wrong = |_| {
-            // The driver's own error may repeat the URL.
-            StoreError::new(
-                StoreErrorKind::Config,
-                "this is not the URL of a Redis server",
-            )
+        let certificates = TlsCertificates {
+            client_tls: None,
+            root_cert: None,
         };
-        let client = Client::open(url.for_driver()).map_err(wrong)?;
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_millis(50))
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            // The layer has a limit of its own.
-            .set_response_timeout(Some(Duration::from_secs(5)));
-        let connection = ConnectionManager::new_lazy_with_config(client, config).map_err(wrong)?;
-        Self::new(connection, prefix)
+        let (client, settings) = Target::parse(url, certificates)?;
+        Self::new(client, settings)
     }
 
-    /// Uses a connection of yours, and keys that begin with `prefix`: Flask's `SESSION_KEY_PREFIX`.
+    /// Uses a client of yours, and keys that begin with `prefix`: Flask's `SESSION_KEY_PREFIX`.
     ///
     /// # Errors
     ///
     /// [`Config`](StoreErrorKind::Config) when the prefix cannot be one.
     pub fn from_client(
-        connection: ConnectionManager,
+        client: impl Into<RedisClient>,
         prefix: impl Into<String>,
     ) -> Result<Self, StoreError> {
-        let prefix = prefix.into();
-        check_prefix(&prefix)?;
-        Self::new(connection, prefix)
+        let settings = Settings {
+            prefix: prefix.into(),
+            ..Settings::default()
+        };
+        Self::new(client.into(), settings)
     }
 
-    fn new(connection: ConnectionManager, prefix: String) -> Result<Self, StoreError> {
+    fn new(client: RedisClient, settings: Settings) -> Result<Self, StoreError> {
+        settings.check()?;
         Ok(Self {
-            connection,
-            prefix,
-            dialect: Dialect::default(),
-            max_bytes: MAX_BYTES,
-            scripts: Arc::new(Scripts {
-                load: Script::new(LOAD),
-                update: Script::new(UPDATE),
-                touch: Script::new(TOUCH),
-                end: Script::new(END),
+            shared: Arc::new(Shared {
+                route: client.into_route(),
+                prefix: settings.prefix,
+                max_bytes: settings.max_payload,
+                timeout: settings.timeout,
+                load: Text::new(LOAD),
+                update: Text::new(UPDATE),
+                touch: Text::new(TOUCH),
+                end: Text::new(END),
             }),
+            dialect: Dialect::default(),
         })
+    }
+}
+
+impl Shared {
+    async fn within<T>(
+        &self,
+        name: &str,
+        work: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(answer) => answer.map_err(|error| failed(&error)),
+            Err(_) => {
+                self.route.renew(parts(name));
+                Err(timed_out())
+            }
+        }
+    }
+
+    async fn call(&self, name: &str, cmd: &Cmd) -> Result<Value, StoreError> {
+        self.within(name, self.route.call(parts(name), cmd)).await
     }
 
     async fn run(
         &self,
-        script: &Script,
+        script: &Text,
+        key: &SessionKey,
+        arguments: &[&[u8]],
+    ) -> Result<Value, StoreError> {
+        let name = name(&self.prefix, key)?;
+        let room = arguments
+            .iter()
+            .map(|argument| argument.len())
+            .sum::<usize>()
+            + 256;
+        let place = Parts(parts(&name));
+        let mut call = Call::new(
+            &script.script,
+            script.text,
+            &place,
+            4 + arguments.len(),
+            room,
+        );
+        for argument in arguments {
+            call.cmd.arg(*argument);
+        }
+        self.within(&name, self.route.script(parts(&name), &call))
+            .await
+    }
+
+    /// The same for a script that compares.
+    async fn run_if_unchanged(
+        &self,
+        script: &Text,
         key: &SessionKey,
         seen: &Record,
         arguments: &[&[u8]],
     ) -> Result<i64, StoreError> {
-        let name = name(&self.prefix, key)?;
-        let mut call = script.key(name);
-        call.arg(hex(seen.token()));
-        for argument in arguments {
-            call.arg(*argument);
+        let seen = hex(seen.token());
+        let mut all = vec![seen.as_bytes()];
+        all.extend_from_slice(arguments);
+        match self.run(script, key, &all).await? {
+            Value::Int(NO_STRING) => Err(garbage("not a string")),
+            Value::Int(answer @ (DONE | CONFLICT | GONE)) => Ok(answer),
+            _ => Err(unexpected()),
         }
-        let mut connection = self.connection.clone();
-        call.invoke_async(&mut connection)
-            .await
-            .map_err(|error| failed(&error))
     }
+}
+
+/// A key as the route wants it, for finding its place in a cluster.
+fn parts(name: &str) -> [&[u8]; 2] {
+    [name.as_bytes(), b""]
 }
 
 impl Speaks for FlaskRedisStore {
@@ -188,7 +244,8 @@ impl Speaks for FlaskRedisStore {
 impl fmt::Debug for FlaskRedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlaskRedisStore")
-            .field("prefix", &self.prefix)
+            .field("route", &self.shared.route.name())
+            .field("prefix", &self.shared.prefix)
             .field("dialect", &self.dialect)
             .finish_non_exhaustive()
     }
@@ -197,18 +254,9 @@ impl fmt::Debug for FlaskRedisStore {
 #[deny(clippy::missing_trait_methods)]
 impl SessionStore for FlaskRedisStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        let name = name(&self.prefix, key)?;
-        let mut connection = self.connection.clone();
-        let answer: Value = self
-            .scripts
-            .load
-            .key(name)
-            .invoke_async(&mut connection)
-            .await
-            .map_err(|error| failed(&error))?;
-        let (stored, left) = match answer {
+        let (stored, left) = match self.shared.run(&self.shared.load, key, &[]).await? {
             Value::Int(GONE) => return Ok(None),
-            Value::Int(NO_STRING) => return Err(no_string()),
+            Value::Int(NO_STRING) => return Err(garbage("not a string")),
             answer => {
                 ::redis::from_redis_value::<(Vec<u8>, i64)>(answer).map_err(|_| unexpected())?
             }
@@ -219,7 +267,7 @@ impl SessionStore for FlaskRedisStore {
             Ok(left) => Duration::from_millis(left),
             Err(_) => ENDLESS,
         };
-        match read(stored, self.max_bytes) {
+        match read(stored, self.shared.max_bytes) {
             Read::Nothing => Ok(None),
             Read::Garbage(why) => Err(garbage(why)),
             Read::Session(payload) => Ok(Some(
@@ -234,22 +282,19 @@ impl SessionStore for FlaskRedisStore {
         new: &NewRecord<'_>,
     ) -> Result<CreateOutcome, StoreError> {
         self.limits().check(new)?;
-        let written = write(new.payload(), self.dialect, self.max_bytes)?;
-        let name = name(&self.prefix, key)?;
-        let mut connection = self.connection.clone();
-        let done: Option<String> = ::redis::cmd("SET")
-            .arg(name)
+        let written = write(new.payload(), self.dialect, self.shared.max_bytes)?;
+        let name = name(&self.shared.prefix, key)?;
+        let mut set = cmd("SET");
+        set.arg(&name)
             .arg(&written)
             .arg("NX")
             .arg("PX")
-            .arg(millis(new.ttl()))
-            .query_async(&mut connection)
-            .await
-            .map_err(|error| failed(&error))?;
-        Ok(match done {
-            Some(_) => CreateOutcome::Created(token(&digest(&written))),
-            None => CreateOutcome::Taken,
-        })
+            .arg(millis(new.ttl()));
+        match self.shared.call(&name, &set).await? {
+            Value::Okay => Ok(CreateOutcome::Created(token(&digest(&written)))),
+            Value::Nil => Ok(CreateOutcome::Taken),
+            _ => Err(unexpected()),
+        }
     }
 
     /// Ending a session deletes its record: Flask would take a tombstone for a session.
@@ -259,23 +304,25 @@ impl SessionStore for FlaskRedisStore {
         seen: &Record,
         new: &NewRecord<'_>,
     ) -> Result<UpdateOutcome, StoreError> {
+        let shared = &self.shared;
         let (answer, token) = if new.is_ending() {
-            (self.run(&self.scripts.end, key, seen, &[]).await?, 0)
+            (
+                shared.run_if_unchanged(&shared.end, key, seen, &[]).await?,
+                0,
+            )
         } else {
             self.limits().check(new)?;
-            let written = write(new.payload(), self.dialect, self.max_bytes)?;
+            let written = write(new.payload(), self.dialect, shared.max_bytes)?;
             let millis = millis(new.ttl()).to_string();
             let arguments: [&[u8]; 2] = [&written, millis.as_bytes()];
-            let answer = self.run(&self.scripts.update, key, seen, &arguments);
+            let answer = shared.run_if_unchanged(&shared.update, key, seen, &arguments);
             (answer.await?, token(&digest(&written)))
         };
-        match answer {
-            DONE => Ok(UpdateOutcome::Updated(token)),
-            CONFLICT => Ok(UpdateOutcome::Conflict),
-            GONE => Ok(UpdateOutcome::Gone),
-            NO_STRING => Err(no_string()),
-            _ => Err(unexpected()),
-        }
+        Ok(match answer {
+            DONE => UpdateOutcome::Updated(token),
+            CONFLICT => UpdateOutcome::Conflict,
+            _ => UpdateOutcome::Gone,
+        })
     }
 
     async fn touch(
@@ -284,27 +331,22 @@ impl SessionStore for FlaskRedisStore {
         seen: &Record,
         ttl: Duration,
     ) -> Result<TouchOutcome, StoreError> {
+        let shared = &self.shared;
         let millis = millis(ttl).to_string();
-        match self
-            .run(&self.scripts.touch, key, seen, &[millis.as_bytes()])
-            .await?
-        {
-            DONE => Ok(TouchOutcome::Touched(seen.token())),
-            CONFLICT => Ok(TouchOutcome::Conflict),
-            GONE => Ok(TouchOutcome::Gone),
-            NO_STRING => Err(no_string()),
-            _ => Err(unexpected()),
-        }
+        let arguments = [millis.as_bytes()];
+        let answer = shared.run_if_unchanged(&shared.touch, key, seen, &arguments);
+        Ok(match answer.await? {
+            DONE => TouchOutcome::Touched(seen.token()),
+            CONFLICT => TouchOutcome::Conflict,
+            _ => TouchOutcome::Gone,
+        })
     }
 
     async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
-        let mut connection = self.connection.clone();
-        ::redis::cmd("DEL")
-            .arg(name(&self.prefix, key)?)
-            .query_async::<i64>(&mut connection)
-            .await
-            .map(drop)
-            .map_err(|error| failed(&error))
+        let name = name(&self.shared.prefix, key)?;
+        let mut delete = cmd("DEL");
+        delete.arg(&name);
+        self.shared.call(&name, &delete).await.map(drop)
     }
 
     /// 0: Redis does it.
@@ -313,12 +355,20 @@ impl SessionStore for FlaskRedisStore {
     }
 
     fn limits(&self) -> StoreLimits {
-        store_limits(self.max_bytes)
+        store_limits(self.shared.max_bytes)
     }
 }
 
+/// Of one server; [`Unsupported`](StoreErrorKind::Unsupported) on a cluster.
 impl ScanStore for FlaskRedisStore {
     async fn scan(&self, from: Option<&Cursor>, limit: NonZeroUsize) -> Result<Page, StoreError> {
+        let shared = &self.shared;
+        if matches!(shared.route, Route::Cluster(_)) {
+            return Err(StoreError::new(
+                StoreErrorKind::Unsupported,
+                "Flask's sessions are listed on one server, not on a cluster",
+            ));
+        }
         let from: u64 = match from {
             None => 0,
             Some(cursor) => cursor.as_str().parse().map_err(|_| {
@@ -328,18 +378,17 @@ impl ScanStore for FlaskRedisStore {
                 )
             })?,
         };
-        let mut connection = self.connection.clone();
-        let (next, names): (u64, Vec<Vec<u8>>) = ::redis::cmd("SCAN")
-            .arg(from)
+        let mut scan = cmd("SCAN");
+        scan.arg(from)
             .arg("MATCH")
-            .arg(format!("{}*", literally(&self.prefix)))
+            .arg(format!("{}*", literally(&shared.prefix)))
             .arg("COUNT")
-            .arg(limit.get())
-            .query_async(&mut connection)
-            .await
-            .map_err(|error| failed(&error))?;
+            .arg(limit.get().min(10_000));
+        let answer = shared.call(&shared.prefix, &scan).await?;
+        let (next, names) =
+            ::redis::from_redis_value::<(u64, Vec<Vec<u8>>)>(answer).map_err(|_| unexpected())?;
         let key = |name: &Vec<u8>| {
-            let sid = name.strip_prefix(self.prefix.as_bytes())?;
+            let sid = name.strip_prefix(shared.prefix.as_bytes())?;
             Some(flask::parse(sid)?.key_with_id())
         };
         let keys = names.iter().filter_map(key).collect();
@@ -362,53 +411,16 @@ fn literally(prefix: &str) -> String {
     pattern
 }
 
-/// The half of the hash that is compared: it travels with the record.
+/// The part of the hash that is compared: it travels with the record.
 fn token(digest: &[u8; 20]) -> Token {
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest[..8]);
-    Token::from(u64::from_be_bytes(first))
+    let mut first = [0; 16];
+    first.copy_from_slice(&digest[..16]);
+    Token::from_be_bytes(first)
 }
 
 /// As the scripts have it.
 fn hex(token: Token) -> String {
-    format!("{token:016x}")
-}
-
-/// Rounded up, so that nothing lives shorter than asked. Never 0, which Redis refuses.
-fn millis(ttl: Duration) -> u64 {
-    let millis = ttl.as_nanos().div_ceil(1_000_000).max(1);
-    u64::try_from(millis).unwrap_or(u64::MAX)
-}
-
-/// Nothing of a server's own text is passed on: a key here is a secret.
-fn failed(error: &RedisError) -> StoreError {
-    let (kind, message) = match error.kind() {
-        _ if error.is_timeout() => (StoreErrorKind::Timeout, "Redis did not answer in time"),
-        ErrorKind::Io => (StoreErrorKind::Unavailable, "Redis cannot be reached"),
-        ErrorKind::AuthenticationFailed => (StoreErrorKind::Config, "Redis refuses the password"),
-        _ => match error.code() {
-            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => {
-                (StoreErrorKind::Config, "Redis refuses the user")
-            }
-            Some("LOADING" | "BUSY" | "OOM" | "READONLY" | "MASTERDOWN" | "MISCONF") => {
-                (StoreErrorKind::Unavailable, "Redis refuses for now")
-            }
-            Some(_) => (StoreErrorKind::Other, "Redis has refused the command"),
-            None => (StoreErrorKind::Other, "the driver failed"),
-        },
-    };
-    StoreError::new(kind, message)
-}
-
-fn no_string() -> StoreError {
-    garbage("not a string")
-}
-
-fn unexpected() -> StoreError {
-    StoreError::new(
-        StoreErrorKind::Other,
-        "the answer is not one that the script has",
-    )
+    format!("{token:032x}")
 }
 
 #[cfg(test)]
@@ -425,14 +437,7 @@ mod tests {
     fn a_token_is_what_redis_compares() {
         // printf abc | sha1sum
         let token = token(&digest(b"abc"));
-        assert_eq!(hex(token), "a9993e364706816a");
-        assert_eq!(hex(Token::from(1_u64)), "0000000000000001");
-    }
-
-    #[test]
-    fn lifetimes_are_rounded_up_and_never_zero() {
-        assert_eq!(millis(Duration::from_nanos(1)), 1);
-        assert_eq!(millis(Duration::from_micros(1500)), 2);
-        assert_eq!(millis(Duration::ZERO), 1);
+        assert_eq!(hex(token), "a9993e364706816aba3e25717850c26c");
+        assert_eq!(hex(1), "00000000000000000000000000000001");
     }
 }
