@@ -110,7 +110,7 @@ async fn a_layer_from_settings_serves_requests() {
         ("SESSION_STORE", "memory://"),
     ]);
     assert_eq!(
-        format!("{:?}", other.unwrap().keys()),
+        format!("{:?}", other.unwrap().keys().unwrap()),
         "SigningKeys(2 REDACTED)"
     );
     let request = browser.request("/read");

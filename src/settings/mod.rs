@@ -16,6 +16,8 @@ use self::sweeping::Sweep;
 use self::values::{Entries, Value, wrong};
 use crate::config::{SameSite, ServerErrors, SessionConfig};
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
+#[cfg(feature = "flask")]
+use crate::flask::FlaskCookies;
 use crate::layer::SessionLayer;
 use crate::payload::Format;
 use crate::signing::SigningKeys;
@@ -68,9 +70,16 @@ use crate::store::{AnyStore, StoreLimits};
 #[derive(Clone)]
 pub struct SessionSettings {
     config: SessionConfig,
-    keys: SigningKeys,
+    cookies: Cookies,
     store_url: String,
     sweep: Sweep,
+}
+
+#[derive(Debug, Clone)]
+enum Cookies {
+    Own(SigningKeys),
+    #[cfg(feature = "flask")]
+    Flask(FlaskCookies),
 }
 
 /// Names that other programs put into the environment.
@@ -135,13 +144,23 @@ impl SessionSettings {
     }
 
     fn from_entries(mut entries: Entries) -> Result<Self, ConfigError> {
-        let config = config(&mut entries)?;
+        let shared = entries.flag("SESSION_SHARED_WITH_FLASK")?.unwrap_or(false);
+        let signer = entries.flag("SESSION_USE_SIGNER")?;
+        let config = config(&mut entries, shared)?;
         let settings = Self {
             config,
-            keys: keys(&mut entries)?,
+            cookies: match shared {
+                false => Cookies::Own(own_cookies(&mut entries, signer)?),
+                true => flask_cookies(&mut entries, signer.unwrap_or(false))?,
+            },
             store_url: store_url(&mut entries)?,
             sweep: sweep(&mut entries)?,
         };
+        if shared && !can_be_shared(&settings.store_url) {
+            return Err(ConfigError::new(
+                "SESSION_SHARED_WITH_FLASK needs a store on Redis or on memcached",
+            ));
+        }
         match entries.left().next() {
             Some(name) => Err(ConfigError::new(format!("{name} has no effect here"))),
             None => Ok(settings),
@@ -154,10 +173,14 @@ impl SessionSettings {
         &self.config
     }
 
-    /// The keys that sign cookies.
+    /// The keys that sign cookies; `None` where the cookies are Flask's.
     #[must_use]
-    pub fn keys(&self) -> &SigningKeys {
-        &self.keys
+    pub fn keys(&self) -> Option<&SigningKeys> {
+        match &self.cookies {
+            Cookies::Own(keys) => Some(keys),
+            #[cfg(feature = "flask")]
+            Cookies::Flask(_) => None,
+        }
     }
 
     /// The URL of the store, as [`AnyStore::connect`] takes it. It may hold a password.
@@ -167,16 +190,24 @@ impl SessionSettings {
     }
 
     /// Opens the store. It purges expired records by itself, in the background, for as long as any
-    /// clone of it lives: every so often, or after so many requests.
+    /// clone of it lives: every so often, or after so many requests. Not for sessions that are shared
+    /// with Flask, whose store is the layer's alone.
     ///
     /// # Errors
     ///
-    /// As [`AnyStore::connect`].
+    /// As [`AnyStore::connect`]; [`Unsupported`](StoreErrorKind::Unsupported) with
+    /// `SESSION_SHARED_WITH_FLASK`.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
     pub async fn store(&self) -> Result<AnyStore, StoreError> {
+        if self.keys().is_none() {
+            return Err(StoreError::new(
+                StoreErrorKind::Unsupported,
+                "sessions that are shared with Flask are reached by their layer",
+            ));
+        }
         let store = AnyStore::connect(&self.store_url).await?;
         Ok(self.sweep.start(store))
     }
@@ -196,9 +227,17 @@ impl SessionSettings {
                 "session cookies travel over plain HTTP: SESSION_COOKIE_SECURE is false"
             );
         }
-        let store = self.store().await?;
-        SessionLayer::with_config(store, self.keys.clone(), self.config.clone())
-            .map_err(|error| StoreError::new(StoreErrorKind::Config, error.to_string()))
+        let config = self.config.clone();
+        let layer = match &self.cookies {
+            Cookies::Own(keys) => {
+                SessionLayer::with_config(self.store().await?, keys.clone(), config)
+            }
+            #[cfg(feature = "flask")]
+            Cookies::Flask(cookies) => {
+                shared_layer(&self.store_url, cookies.clone(), config).await?
+            }
+        };
+        layer.map_err(|error| StoreError::new(StoreErrorKind::Config, error.to_string()))
     }
 }
 
@@ -207,7 +246,7 @@ impl fmt::Debug for SessionSettings {
         let scheme = self.store_url.split("://").next().unwrap_or_default();
         f.debug_struct("SessionSettings")
             .field("config", &self.config)
-            .field("keys", &self.keys)
+            .field("cookies", &self.cookies)
             .field("store", &format_args!("{scheme}://…"))
             .field("sweep", &self.sweep)
             .finish()
@@ -224,8 +263,54 @@ fn is_ours(name: &str) -> bool {
             && !FOREIGN.contains(&upper.as_str()))
 }
 
-fn config(entries: &mut Entries) -> Result<SessionConfig, ConfigError> {
+/// Whether Flask-Session's records may be at this URL.
+fn can_be_shared(url: &str) -> bool {
+    let scheme = url
+        .split("://")
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    (cfg!(feature = "redis") && (scheme.starts_with("redis") || scheme.starts_with("valkey")))
+        || (cfg!(feature = "memcached") && scheme == "memcached")
+}
+
+#[cfg(feature = "flask")]
+#[cfg_attr(
+    not(any(feature = "memcached", feature = "redis")),
+    expect(
+        unused_variables,
+        clippy::unused_async,
+        reason = "no store can be shared"
+    )
+)]
+async fn shared_layer(
+    url: &str,
+    cookies: FlaskCookies,
+    config: SessionConfig,
+) -> Result<Result<SessionLayer, ConfigError>, StoreError> {
+    #[cfg(feature = "memcached")]
+    if url.to_ascii_lowercase().starts_with("memcached://") {
+        let store = crate::store::FlaskMemcachedStore::connect(url).await?;
+        return Ok(SessionLayer::for_flask(store, cookies, config));
+    }
+    #[cfg(feature = "redis")]
+    return Ok(SessionLayer::for_flask(
+        crate::store::FlaskRedisStore::connect(url).await?,
+        cookies,
+        config,
+    ));
+    #[cfg(not(feature = "redis"))]
+    Err(StoreError::new(
+        StoreErrorKind::Config,
+        "this store cannot be shared with Flask",
+    ))
+}
+
+fn config(entries: &mut Entries, shared: bool) -> Result<SessionConfig, ConfigError> {
     let mut config = SessionConfig::default();
+    if shared {
+        config = config.with_cookie_name("session");
+    }
     let mut idle_by = "SESSION_IDLE_TIMEOUT";
     if let Some(name) = entries.text("SESSION_COOKIE_NAME")? {
         config = config.with_cookie_name(name);
@@ -252,11 +337,6 @@ fn config(entries: &mut Entries) -> Result<SessionConfig, ConfigError> {
     }
     if let Some(partitioned) = entries.flag("SESSION_COOKIE_PARTITIONED")? {
         config = config.with_partitioned(partitioned);
-    }
-    if entries.flag("SESSION_USE_SIGNER")? == Some(false) {
-        return Err(ConfigError::new(
-            "SESSION_USE_SIGNER is to be true or left out: cookies are always signed",
-        ));
     }
     if entries
         .number::<u32>("SESSION_ID_LENGTH")?
@@ -358,7 +438,48 @@ fn in_settings(error: &ConfigError, idle_by: &str) -> ConfigError {
     ConfigError::new(text)
 }
 
-fn keys(entries: &mut Entries) -> Result<SigningKeys, ConfigError> {
+#[cfg(not(feature = "flask"))]
+fn flask_cookies(_: &mut Entries, _: bool) -> Result<Cookies, ConfigError> {
+    Err(ConfigError::new(
+        "SESSION_SHARED_WITH_FLASK needs the cargo feature `flask`",
+    ))
+}
+
+/// The cookies of a Flask application with the same settings.
+#[cfg(feature = "flask")]
+fn flask_cookies(entries: &mut Entries, signer: bool) -> Result<Cookies, ConfigError> {
+    for ours in ["SESSION_SECRET", "SESSION_SECRET_FILE"] {
+        if entries.has(ours) {
+            return Err(ConfigError::new(format!(
+                "{ours} is not Flask's: with SESSION_SHARED_WITH_FLASK set SECRET_KEY"
+            )));
+        }
+    }
+    let key = entries.text("SECRET_KEY")?;
+    let fallbacks = entries.list("SECRET_KEY_FALLBACKS")?.unwrap_or_default();
+    if !signer {
+        // Flask has a SECRET_KEY for other things, too.
+        return Ok(Cookies::Flask(FlaskCookies::plain()));
+    }
+    let Some(key) = key else {
+        return Err(ConfigError::new(
+            "SECRET_KEY is to be Flask's, because SESSION_USE_SIGNER is true (it is not set)",
+        ));
+    };
+    let mut cookies = FlaskCookies::signed(key)?;
+    for key in fallbacks {
+        cookies = cookies.with_fallback(key)?;
+    }
+    Ok(Cookies::Flask(cookies))
+}
+
+fn own_cookies(entries: &mut Entries, signer: Option<bool>) -> Result<SigningKeys, ConfigError> {
+    if signer == Some(false) {
+        return Err(ConfigError::new(
+            "SESSION_USE_SIGNER is to be true or left out: cookies are always signed, unless \
+             SESSION_SHARED_WITH_FLASK is true",
+        ));
+    }
     exclude(entries, "SECRET_KEY", "SESSION_SECRET")?;
     exclude(entries, "SECRET_KEY", "SESSION_SECRET_FILE")?;
     exclude(entries, "SESSION_SECRET", "SESSION_SECRET_FILE")?;

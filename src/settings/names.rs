@@ -71,7 +71,11 @@ pub(super) const SETTINGS: &[Setting] = &[
     flask("SESSION_COOKIE_SECURE", FLAG, "true"),
     flask("SESSION_COOKIE_SAMESITE", "Lax, Strict or None", "Lax"),
     flask("SESSION_COOKIE_PARTITIONED", FLAG, "false"),
-    flask("SESSION_USE_SIGNER", "true", "true"),
+    flask(
+        "SESSION_USE_SIGNER",
+        "true, or also false with SESSION_SHARED_WITH_FLASK",
+        "true",
+    ),
     flask("SESSION_ID_LENGTH", "32", "32"),
     // Lifetimes.
     flask("SESSION_PERMANENT", FLAG, "true"),
@@ -172,6 +176,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "a schema's name",
         "the connection's",
     ),
+    ours("SESSION_SHARED_WITH_FLASK", FLAG, "false"),
     // Cleaning up.
     flask("SESSION_CLEANUP_N_REQUESTS", COUNT, "–"),
     ours(

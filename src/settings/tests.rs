@@ -299,7 +299,7 @@ fn what_other_programs_set_is_passed_over() {
 
 #[test]
 fn keys_come_as_a_ring() {
-    let ring = |settings: SessionSettings| format!("{:?}", settings.keys);
+    let ring = |settings: SessionSettings| format!("{:?}", settings.keys().unwrap());
     let two = with(&[("SECRET_KEY_FALLBACKS", KEY)]).unwrap();
     assert_eq!(ring(two), "SigningKeys(2 REDACTED)");
     let json = format!(r#"["{KEY}", "a,key,with,commas,that,is,long,enough"]"#);
@@ -439,6 +439,68 @@ fn sweeping_is_as_set() {
         sweep(&[("SESSION_CLEANUP_N_REQUESTS", "100")]),
         Sweep::AfterRequests(requests)
     );
+}
+
+#[cfg(all(feature = "flask", feature = "memcached", feature = "redis"))]
+#[tokio::test]
+async fn sessions_are_shared_with_flask_where_that_is_set() {
+    let shared = |pairs: &[(&'static str, &'static str)]| {
+        let mark = [("SESSION_SHARED_WITH_FLASK", "true")];
+        SessionSettings::from_pairs(mark.iter().chain(pairs).copied())
+    };
+    let redis = [("SESSION_TYPE", "redis"), ("SESSION_REDIS", "redis://host")];
+    let memcached = [
+        ("SESSION_TYPE", "memcached"),
+        ("SESSION_MEMCACHED", "host:11211"),
+    ];
+    let signed = [("SESSION_USE_SIGNER", "true"), ("SECRET_KEY", "hunter2")];
+    for (pairs, cookies) in [
+        (redis.to_vec(), "FlaskCookies(plain)"),
+        ([&redis[..], &signed[1..]].concat(), "FlaskCookies(plain)"),
+        ([memcached, signed].concat(), "FlaskCookies(1 REDACTED)"),
+        (
+            [&redis[..], &signed, &[("SECRET_KEY_FALLBACKS", "a,b")]].concat(),
+            "FlaskCookies(3 REDACTED)",
+        ),
+    ] {
+        let settings = shared(&pairs).unwrap();
+        assert!(settings.keys().is_none());
+        assert!(format!("{settings:?}").contains(cookies), "{settings:?}");
+        let layer = format!("{:?}", settings.layer().await.unwrap());
+        assert!(
+            layer.contains("\"session\"") && layer.contains("Flask"),
+            "{layer}"
+        );
+        assert!(settings.store().await.is_err());
+    }
+    for (pairs, says) in [
+        (
+            vec![("SESSION_STORE", "sqlite://a.db")],
+            "needs a store on Redis or on memcached",
+        ),
+        (
+            [
+                redis,
+                [("SESSION_USE_SIGNER", "1"), ("SESSION_PERMANENT", "1")],
+            ]
+            .concat(),
+            "SECRET_KEY is to be Flask's",
+        ),
+        (
+            [&redis[..], &[("SESSION_SECRET", "hunter2")]].concat(),
+            "SESSION_SECRET is not Flask's",
+        ),
+        (
+            [&redis[..], &[("SESSION_ID_LENGTH", "16")]].concat(),
+            "SESSION_ID_LENGTH is to be 32",
+        ),
+    ] {
+        let error = shared(&pairs).unwrap_err().to_string();
+        assert!(
+            error.contains(says) && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
 }
 
 #[cfg(feature = "memory")]
