@@ -32,6 +32,7 @@
 //! | reach a session without its request | [`Sessions`] |
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
+//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`] |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
 //!
@@ -61,6 +62,7 @@ mod error;
 #[cfg(feature = "axum")]
 mod extract;
 mod id;
+mod info;
 mod layer;
 mod lazy;
 mod payload;
@@ -77,6 +79,7 @@ pub mod store;
 pub use crate::config::{SameSite, ServerErrors, SessionConfig};
 pub use crate::error::{ConfigError, SessionError, SessionErrorKind, StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
+pub use crate::info::SessionInfo;
 pub use crate::layer::{ErrorResponse, ResponseFuture, SessionLayer, SessionService, Unavailable};
 pub use crate::lazy::LazySession;
 pub use crate::payload::Format;
