@@ -67,7 +67,7 @@ use tokio::time::Instant;
 
 use crate::id::SessionId;
 use crate::store::{
-    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreLimits,
+    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreLimits, Token,
     TouchOutcome, UpdateOutcome,
 };
 
@@ -227,6 +227,7 @@ macro_rules! conformance_of_scan {
             a_scan_names_every_key,
             a_scan_stays_in_its_namespace,
             a_scan_misses_nothing_that_stays,
+            a_scan_keeps_its_place_when_others_come_and_go,
             a_scan_from_nowhere_is_refused,
         }
     };
@@ -266,7 +267,7 @@ fn nonzero(n: usize) -> std::num::NonZeroUsize {
 }
 
 /// The record as a caller knows it that has just written it.
-fn written(new: &NewRecord<'_>, token: u64) -> Record {
+fn written(new: &NewRecord<'_>, token: Token) -> Record {
     Record::new(
         new.revision(),
         Bytes::copy_from_slice(new.payload()),

@@ -3,24 +3,41 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
+#[cfg(any(
+    feature = "dynamodb",
+    feature = "file",
+    feature = "memcached",
+    feature = "sqlite"
+))]
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "flask")]
+pub(crate) mod flask;
+#[cfg(feature = "memcached")]
+mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "flask")]
+mod migrating;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "null")]
 mod null;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod scan;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod sweeper;
+pub(crate) mod sweeper;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod table;
 #[allow(dead_code, reason = "each store uses its part")]
@@ -36,16 +53,32 @@ use bytes::Bytes;
 
 pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
+#[cfg(feature = "dynamodb")]
+pub use self::dynamodb::{DynamoStore, DynamoStoreBuilder};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(all(feature = "flask", feature = "memcached"))]
+pub use self::flask::FlaskMemcachedStore;
+#[cfg(all(feature = "flask", feature = "redis"))]
+pub use self::flask::FlaskRedisStore;
+#[cfg(feature = "flask")]
+pub use self::flask::FlaskStore;
+#[cfg(feature = "memcached")]
+pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "flask")]
+pub use self::migrating::MigratingStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{MongoStore, MongoStoreBuilder};
 #[cfg(feature = "mysql")]
 pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PostgresStore, PostgresStoreBuilder};
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisClient, RedisStore, RedisStoreBuilder};
 pub use self::scan::{Cursor, Page, ScanStore};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::{SqliteStore, SqliteStoreBuilder};
@@ -176,9 +209,9 @@ pub struct Record {
     token: Token,
 }
 
-/// A value of the store's own that travels with a record: memcached's CAS unique, say. 0 where the
-/// store has no use for it.
-pub type Token = u64;
+/// A value of the store's own that travels with a record: memcached's CAS unique and the record's
+/// expiry, say. 0 where the store has no use for it.
+pub type Token = u128;
 
 impl Record {
     /// A record that was read, with the lifetime it has left.
