@@ -57,6 +57,7 @@ mod config;
 pub mod conformance;
 mod cookie;
 mod edits;
+mod entropy;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
