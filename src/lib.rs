@@ -61,6 +61,7 @@ mod entropy;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
+mod few;
 mod id;
 mod layer;
 mod lazy;
