@@ -227,6 +227,10 @@ pub struct NewRecord<'a> {
     revision: Revision,
     payload: &'a [u8],
     /// The payload once more, for a store that can keep it without copying it.
+    #[cfg_attr(
+        not(feature = "memory"),
+        expect(dead_code, reason = "such a store is not compiled in")
+    )]
     shared: Option<&'a Bytes>,
     ttl: Duration,
     ending: bool,
