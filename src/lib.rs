@@ -68,9 +68,11 @@ mod config;
 pub mod conformance;
 mod cookie;
 mod edits;
+mod entropy;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
+mod few;
 #[cfg(feature = "flask")]
 mod flask;
 mod id;
