@@ -11,7 +11,7 @@ use bytes::Bytes;
 use session_layer::conformance::{self, Fixture, Purge};
 use session_layer::store::{
     CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreError,
-    StoreErrorKind, StoreLimits, TouchOutcome, UpdateOutcome,
+    StoreErrorKind, StoreLimits, Token, TouchOutcome, UpdateOutcome,
 };
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -91,7 +91,7 @@ struct Row {
     revision: Revision,
     payload: Vec<u8>,
     expires: Instant,
-    token: u64,
+    token: Token,
     touched: bool,
 }
 
@@ -181,10 +181,10 @@ impl Broken {
     }
 
     /// A token that no other write was given.
-    fn token(&self) -> u64 {
+    fn token(&self) -> Token {
         static LAST: AtomicU64 = AtomicU64::new(0);
         if self.by_token() {
-            LAST.fetch_add(1, Ordering::Relaxed) + 1
+            Token::from(LAST.fetch_add(1, Ordering::Relaxed) + 1)
         } else {
             0
         }

@@ -54,6 +54,7 @@ async fn directories() -> Directories {
 
 mod contract {
     session_layer::conformance!(super::directories);
+    session_layer::conformance_of_scan!(super::directories);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,6 +41,7 @@ async fn fixture() -> InMemory {
 }
 
 session_layer::conformance!(fixture);
+session_layer::conformance_of_scan!(fixture);
 
 const HOUR: Duration = Duration::from_secs(3600);
 const THREADS: usize = 8;

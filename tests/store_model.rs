@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use session_layer::store::{
-    CreateOutcome, MemoryStore, NewRecord, Record, Revision, SessionKey, SessionStore,
+    CreateOutcome, MemoryStore, NewRecord, Record, Revision, SessionKey, SessionStore, Token,
     TouchOutcome, UpdateOutcome,
 };
 use tokio::time::{Instant, advance};
@@ -107,7 +107,7 @@ fn revision(n: usize) -> Revision {
     Revision::from_bytes((n as u128).to_be_bytes())
 }
 
-fn record(new: &NewRecord<'_>, token: u64) -> Record {
+fn record(new: &NewRecord<'_>, token: Token) -> Record {
     let payload = Bytes::copy_from_slice(new.payload());
     Record::new(new.revision(), payload, new.ttl()).with_token(token)
 }

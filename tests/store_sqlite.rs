@@ -68,10 +68,12 @@ async fn in_memory() -> Tables {
 
 mod contract {
     session_layer::conformance!(super::tables);
+    session_layer::conformance_of_scan!(super::tables);
 }
 
 mod contract_on_a_connection_of_the_users {
     session_layer::conformance!(super::in_memory);
+    session_layer::conformance_of_scan!(super::in_memory);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

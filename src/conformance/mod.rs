@@ -55,6 +55,7 @@ mod namespaces;
 mod payloads;
 mod purge;
 mod races;
+mod scan;
 mod touch;
 mod update;
 
@@ -66,7 +67,7 @@ use tokio::time::Instant;
 
 use crate::id::SessionId;
 use crate::store::{
-    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreLimits,
+    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreLimits, Token,
     TouchOutcome, UpdateOutcome,
 };
 
@@ -77,6 +78,7 @@ pub use self::namespaces::*;
 pub use self::payloads::*;
 pub use self::purge::*;
 pub use self::races::*;
+pub use self::scan::*;
 pub use self::touch::*;
 pub use self::update::*;
 
@@ -214,6 +216,22 @@ macro_rules! conformance {
     };
 }
 
+/// Makes one test of each case of the contract of [`ScanStore`](crate::store::ScanStore), for a store
+/// that lists its keys, beside [`conformance!`](crate::conformance!) and in the same way.
+#[macro_export]
+macro_rules! conformance_of_scan {
+    ($fixture:path $(, ignore = $why:literal)? $(,)?) => {
+        $crate::conformance! { @all $fixture, [$(#[ignore = $why])?],
+            // scan
+            a_scan_of_nothing_ends,
+            a_scan_names_every_key,
+            a_scan_stays_in_its_namespace,
+            a_scan_misses_nothing_that_stays,
+            a_scan_from_nowhere_is_refused,
+        }
+    };
+}
+
 /// How long a case may take.
 pub const DEADLINE: Duration = Duration::from_secs(180);
 
@@ -248,7 +266,7 @@ fn nonzero(n: usize) -> std::num::NonZeroUsize {
 }
 
 /// The record as a caller knows it that has just written it.
-fn written(new: &NewRecord<'_>, token: u64) -> Record {
+fn written(new: &NewRecord<'_>, token: Token) -> Record {
     Record::new(
         new.revision(),
         Bytes::copy_from_slice(new.payload()),
@@ -404,6 +422,7 @@ mod tests {
             include_str!("payloads.rs"),
             include_str!("purge.rs"),
             include_str!("races.rs"),
+            include_str!("scan.rs"),
             include_str!("touch.rs"),
             include_str!("update.rs"),
         ];
@@ -412,10 +431,14 @@ mod tests {
             .flat_map(|source| source.lines())
             .filter_map(|line| line.strip_prefix("pub async fn ")?.split('<').next())
             .collect();
-        let listed: Vec<_> = include_str!("mod.rs")
-            .lines()
-            .skip_while(|line| !line.contains("// basics"))
-            .take_while(|line| line.trim() != "}")
+        let list = |first: &'static str| {
+            include_str!("mod.rs")
+                .lines()
+                .skip_while(move |line| line.trim() != first)
+                .take_while(|line| line.trim() != "}")
+        };
+        let listed: Vec<_> = list("// basics")
+            .chain(list("// scan"))
             .filter_map(|line| line.trim().strip_suffix(','))
             .collect();
         assert!(!cases.is_empty());

@@ -3,10 +3,17 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
-#[cfg(any(feature = "file", feature = "sqlite"))]
+#[cfg(any(
+    feature = "dynamodb",
+    feature = "file",
+    feature = "memcached",
+    feature = "sqlite"
+))]
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "memcached")]
+mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "null")]
@@ -19,6 +26,7 @@ mod sqlite;
 mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
+#[allow(dead_code, reason = "each store uses its part")]
 mod url;
 
 use std::fmt::Debug;
@@ -33,6 +41,8 @@ pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(feature = "memcached")]
+pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
 #[cfg(feature = "null")]
@@ -169,9 +179,9 @@ pub struct Record {
     token: Token,
 }
 
-/// A value of the store's own that travels with a record: memcached's CAS unique, say. 0 where the
-/// store has no use for it.
-pub type Token = u64;
+/// A value of the store's own that travels with a record: memcached's CAS unique and the record's
+/// expiry, say. 0 where the store has no use for it.
+pub type Token = u128;
 
 impl Record {
     /// A record that was read, with the lifetime it has left.

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::num::NonZeroUsize;
 
-use super::{SessionKey, SessionStore, StoreError};
+use super::{SessionKey, SessionStore, StoreError, StoreErrorKind};
 
 /// A store that can say which sessions it holds.
 ///
@@ -108,5 +108,31 @@ impl Page {
     #[must_use]
     pub fn into_next(self) -> Option<Cursor> {
         self.next
+    }
+}
+
+#[allow(dead_code, reason = "for the stores that list their keys in order")]
+impl Page {
+    /// The key that the page before ended with, for a store that lists its keys in order.
+    pub(super) fn after(from: Option<&Cursor>) -> Result<Option<SessionKey>, StoreError> {
+        from.map(|from| {
+            from.as_str().parse().map_err(|error| {
+                StoreError::new(
+                    StoreErrorKind::Config,
+                    "the scan is to go on where no scan of this store has ended",
+                )
+                .with_source(error)
+            })
+        })
+        .transpose()
+    }
+
+    /// The page of a store that was asked for its first `limit` keys after the page before.
+    pub(super) fn in_order(keys: Vec<SessionKey>, limit: NonZeroUsize) -> Self {
+        let next = keys
+            .last()
+            .filter(|_| keys.len() >= limit.get())
+            .map(|last| Cursor::new(last.as_str()));
+        Self { keys, next }
     }
 }

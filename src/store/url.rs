@@ -110,7 +110,6 @@ impl StoreUrl {
     }
 
     /// The URL without what was taken, for the driver.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for stores on servers"))]
     pub(super) fn for_driver(&self) -> String {
         let query: Vec<_> = self
             .query

@@ -14,6 +14,7 @@ impl AnyStore {
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
     /// | `redis://host:6379/0`, `redis+cluster://host1,host2`, `redis+sentinel://host1,host2/mymaster`, `redis+unix:///path`; `rediss…` for TLS; `valkey…` | `RedisStore` | `redis` |
+    /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -43,18 +44,24 @@ impl AnyStore {
         let parsed = StoreUrl::parse(url)?;
         match parsed.scheme() {
             #[cfg(feature = "memory")]
-            "memory" => Ok(Self::new(crate::store::MemoryStore::connect(url)?)),
+            "memory" => Ok(Self::with_scan(crate::store::MemoryStore::connect(url)?)),
             #[cfg(feature = "null")]
             "null" => Ok(Self::new(crate::store::NullStore::connect(url)?)),
             #[cfg(feature = "file")]
-            "file" => Ok(Self::new(crate::store::FileStore::connect(url).await?)),
+            "file" => Ok(Self::with_scan(
+                crate::store::FileStore::connect(url).await?,
+            )),
             #[cfg(feature = "sqlite")]
-            "sqlite" => Ok(Self::new(crate::store::SqliteStore::connect(url).await?)),
+            "sqlite" => Ok(Self::with_scan(
+                crate::store::SqliteStore::connect(url).await?,
+            )),
             #[cfg(feature = "redis")]
             scheme if of_redis(scheme) => {
                 let store = crate::store::RedisStore::connect(url).await?;
                 Ok(Self::with_scan(store))
             }
+            #[cfg(feature = "memcached")]
+            "memcached" => Ok(Self::new(crate::store::MemcachedStore::connect(url).await?)),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -80,6 +87,7 @@ const SCHEMES: &[(&str, &str)] = &[
     ("valkey+sentinel", "redis"),
     ("valkeys+sentinel", "redis"),
     ("valkey+unix", "redis"),
+    ("memcached", "memcached"),
 ];
 
 #[cfg(feature = "redis")]

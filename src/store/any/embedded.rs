@@ -1,14 +1,6 @@
 //! The stores without a server, opened by URL.
 
-#![cfg_attr(
-    not(any(
-        feature = "memory",
-        feature = "null",
-        feature = "file",
-        feature = "sqlite"
-    )),
-    expect(unused_imports, reason = "each store uses its part")
-)]
+#![allow(unused_imports, reason = "each store uses its part")]
 
 use crate::store::url::StoreUrl;
 use crate::store::{StoreError, StoreErrorKind};

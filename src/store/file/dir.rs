@@ -201,13 +201,21 @@ impl Dir {
     /// How many records there are, dead or alive.
     pub(super) fn count(&self) -> Result<u64, StoreError> {
         let mut count = 0;
-        for entry in self.entries()? {
-            let entry = entry.map_err(|error| failed("cannot list the directory", error))?;
-            if key_of(&entry).is_some() {
-                count += 1;
-            }
+        for key in self.keys()? {
+            key?;
+            count += 1;
         }
         Ok(count)
+    }
+
+    /// The keys of all records, dead or alive.
+    pub(super) fn keys(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<SessionKey, StoreError>>, StoreError> {
+        Ok(self.entries()?.filter_map(|entry| match entry {
+            Ok(entry) => key_of(&entry).map(Ok),
+            Err(error) => Some(Err(failed("cannot list the directory", error))),
+        }))
     }
 
     pub(super) fn entries(&self) -> Result<ReadDir, StoreError> {

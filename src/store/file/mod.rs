@@ -3,6 +3,7 @@
 mod census;
 mod dir;
 mod record;
+mod scan;
 
 use std::fmt;
 use std::fs::ReadDir;

@@ -1,5 +1,6 @@
 //! `MemoryStore`: sessions in this process.
 
+mod scan;
 mod shard;
 
 use std::cell::Cell;

@@ -87,6 +87,11 @@ impl Shard {
         Some(entry.payload)
     }
 
+    /// The keys of all records, alive or not.
+    pub(super) fn keys(&self) -> Vec<SessionKey> {
+        self.table.keys().copied().collect()
+    }
+
     /// Whether there is something for `reap` to look at.
     pub(super) fn has_due(&self, now: Tick) -> bool {
         self.schedule.first().is_some_and(|(due, _)| *due <= now)

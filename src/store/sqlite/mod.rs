@@ -2,6 +2,7 @@
 
 mod link;
 mod readers;
+mod scan;
 mod sql;
 
 use std::fmt;

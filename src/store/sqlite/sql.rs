@@ -14,6 +14,7 @@ pub(super) struct Sql {
     pub(super) exists: String,
     pub(super) delete: String,
     pub(super) purge: String,
+    pub(super) scan: String,
 }
 
 impl Sql {
@@ -62,11 +63,15 @@ impl Sql {
                 "DELETE FROM \"{table}\" WHERE rowid IN \
                  (SELECT rowid FROM \"{table}\" WHERE expires_at <= ?1 LIMIT ?2)"
             ),
+            scan: format!(
+                "SELECT session_key FROM \"{table}\" WHERE session_key > ?1 AND expires_at > ?2 \
+                 ORDER BY session_key LIMIT ?3"
+            ),
         })
     }
 
     /// Every statement a verb uses.
-    pub(super) fn verbs(&self) -> [&str; 7] {
+    pub(super) fn verbs(&self) -> [&str; 8] {
         [
             &self.load,
             &self.create,
@@ -75,6 +80,7 @@ impl Sql {
             &self.exists,
             &self.delete,
             &self.purge,
+            &self.scan,
         ]
     }
 }
