@@ -14,7 +14,7 @@ use crate::error::SessionError;
 use crate::id::SessionKey;
 use crate::shared::{Found, Shared};
 use crate::signing::{Rejected, Verified};
-use crate::state::{Identity, Seen, State, Stored, is_due};
+use crate::state::{Identity, Seen, State, Stored, is_cookie_due, is_due};
 
 /// One request's session, shared by everything that handles the request.
 pub(crate) struct Inner {
@@ -148,7 +148,7 @@ impl Inner {
             let Some(verified) = self.verify(value) else {
                 continue;
             };
-            let key = verified.id.key();
+            let key = shared.signer.key(&verified.id);
             match shared.judge(&key, shared.fetch(&key).await?) {
                 Found::Absent => {
                     tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
@@ -168,11 +168,21 @@ impl Inner {
                             "two valid session cookies; the first with a live session counts"
                         );
                     }
-                    let age = Duration::from_millis(now.abs_diff(verified.issued));
+                    let touch_due = is_due(&shared.policy, full, full.abs_diff(record.ttl()));
                     let seen = Seen {
                         carried_cookie,
-                        touch_due: is_due(&shared.policy, full, full.abs_diff(record.ttl())),
-                        cookie_due: verified.old_key || is_due(&shared.policy, full, age),
+                        touch_due,
+                        cookie_due: verified.old_key
+                            || verified.issued.is_none_or(|issued| {
+                                let age = Duration::from_millis(now.abs_diff(issued));
+                                is_cookie_due(&shared.policy, full, age)
+                            }),
+                        cookie_waits: !verified.old_key
+                            && match verified.issued {
+                                Some(_) => !shared.policy.renews_by_reading(),
+                                // Of unknown age: renewed whenever the record is.
+                                None => !touch_due,
+                            },
                     };
                     let id = Some(verified.id);
                     let stored = Stored {

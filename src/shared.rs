@@ -59,11 +59,19 @@ impl Shared {
         keys: &SigningKeys,
         config: SessionConfig,
     ) -> Result<Self, ConfigError> {
+        Self::with_signer(store, |name| Signer::new(keys, name), config)
+    }
+
+    pub(crate) fn with_signer(
+        store: impl SessionStore,
+        signer: impl FnOnce(&str) -> Signer,
+        config: SessionConfig,
+    ) -> Result<Self, ConfigError> {
         let (policy, cookie) = config.validate(store.limits())?;
         Ok(Self {
             store: AnyStore::new(store),
             policy,
-            signer: Signer::new(keys, &cookie.name),
+            signer: signer(&cookie.name),
             cookie: CookieTemplate::new(&cookie),
             queues: Arc::default(),
             background: TaskTracker::new(),
@@ -151,8 +159,12 @@ impl Shared {
         ttl: Duration,
         permanent: bool,
     ) -> Option<HeaderValue> {
-        let value = self.signer.sign(id, self.now())?;
         let whole = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        #[cfg(feature = "flask")]
+        if let Some(value) = self.signer.sign_for_flask(id) {
+            return self.cookie.set(&value, permanent.then_some(whole));
+        }
+        let value = self.signer.sign(id, self.now())?;
         self.cookie.set(&value, permanent.then_some(whole))
     }
 }

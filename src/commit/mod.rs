@@ -125,7 +125,7 @@ impl Commit<'_> {
         let ttl = self.new_ttl(work);
         for _ in 0..MAX_DRAWS {
             let id = SessionId::generate()?;
-            let key = id.key();
+            let key = self.shared.signer.key(&id);
             let new = NewRecord::new(Revision::generate(), payload, ttl);
             match self
                 .call(&key, self.shared.store.as_dyn().create(&key, &new))

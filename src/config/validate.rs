@@ -54,9 +54,9 @@ impl SessionConfig {
             }
         }
         // Written so that NaN is refused too.
-        if !(0.0..1.0).contains(&self.refresh_share) {
+        if !(0.0..=1.0).contains(&self.refresh_share) {
             return refuse(format!(
-                "refresh_share is {}; set it to at least 0 and less than 1",
+                "refresh_share is {}; set it to between 0 and 1",
                 self.refresh_share
             ));
         }
@@ -336,7 +336,7 @@ mod tests {
                 config().with_absolute_timeout(Some(Duration::from_secs(60))),
                 "lower idle_timeout",
             ),
-            (config().with_refresh_share(1.0), "refresh_share"),
+            (config().with_refresh_share(1.1), "refresh_share"),
             (config().with_refresh_share(-0.1), "refresh_share"),
             (config().with_refresh_share(f64::NAN), "refresh_share"),
             (config().with_store_timeout(Duration::ZERO), "store_timeout"),

@@ -6,12 +6,16 @@
 mod json;
 mod meta;
 mod msgpack;
+#[cfg(feature = "flask")]
+mod plain;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::meta::{Head, META_KEY, Meta, tombstone};
+#[cfg(feature = "flask")]
+pub(crate) use self::plain::plain_map;
 use crate::error::{SessionError, SessionErrorKind};
 
 /// How new sessions are encoded.

@@ -81,6 +81,7 @@ pub(crate) struct State {
     carried_cookie: bool,
     touch_due: bool,
     cookie_due: bool,
+    cookie_waits: bool,
     /// The browser is still to be told of a session that was stored, ...
     owes_cookie: bool,
     /// ... or of one that was ended.
@@ -101,6 +102,8 @@ pub(crate) struct Seen {
     pub(crate) carried_cookie: bool,
     pub(crate) touch_due: bool,
     pub(crate) cookie_due: bool,
+    /// The cookie that is due waits for an edit, which is all that renews the session.
+    pub(crate) cookie_waits: bool,
 }
 
 impl State {
@@ -118,6 +121,7 @@ impl State {
             carried_cookie: seen.carried_cookie,
             touch_due: seen.touch_due,
             cookie_due: seen.cookie_due,
+            cookie_waits: seen.cookie_waits,
             owes_cookie: false,
             owes_removal: false,
             count: 0,
@@ -470,6 +474,14 @@ pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duratio
 /// Whether so much of `full` has passed that it is to be renewed.
 pub(crate) fn is_due(policy: &Policy, full: Duration, passed: Duration) -> bool {
     policy.refresh_share == 0.0 || passed.as_secs_f64() > full.as_secs_f64() * policy.refresh_share
+}
+
+/// The same for a cookie of this age. Where reading renews nothing, writing does.
+pub(crate) fn is_cookie_due(policy: &Policy, full: Duration, age: Duration) -> bool {
+    if policy.renews_by_reading() {
+        return is_due(policy, full, age);
+    }
+    age > full / 10
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 #[cfg(any(
     feature = "dynamodb",
     feature = "file",
@@ -12,10 +14,16 @@ mod blocking;
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "flask")]
+pub(crate) mod flask;
 #[cfg(feature = "memcached")]
 mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "flask")]
+mod migrating;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "null")]
 mod null;
 #[cfg(feature = "redis")]
@@ -23,7 +31,7 @@ mod redis;
 mod scan;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod sweeper;
+pub(crate) mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
 #[allow(dead_code, reason = "each store uses its part")]
@@ -39,12 +47,24 @@ use bytes::Bytes;
 
 pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
+#[cfg(feature = "dynamodb")]
+pub use self::dynamodb::{DynamoStore, DynamoStoreBuilder};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(all(feature = "flask", feature = "memcached"))]
+pub use self::flask::FlaskMemcachedStore;
+#[cfg(all(feature = "flask", feature = "redis"))]
+pub use self::flask::FlaskRedisStore;
+#[cfg(feature = "flask")]
+pub use self::flask::FlaskStore;
 #[cfg(feature = "memcached")]
 pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "flask")]
+pub use self::migrating::MigratingStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{MongoStore, MongoStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
 #[cfg(feature = "redis")]
