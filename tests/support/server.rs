@@ -28,8 +28,8 @@ const KEEPER: &str = r#"
 setsid "$@" </dev/null >>"$log" 2>&1 &
 echo $!
 read -r word
-kill -CONT -- -$! 2>/dev/null
-kill -KILL -- -$! 2>/dev/null
+kill -s CONT -- -$! 2>/dev/null
+kill -s KILL -- -$! 2>/dev/null
 wait
 [ "$word" = keep ] || rm -rf -- "$dir"
 "#;
@@ -206,7 +206,8 @@ impl Server {
     }
 
     fn log(&self) -> PathBuf {
-        self.folder().join(format!("{}-{}.log", self.name, self.port))
+        self.folder()
+            .join(format!("{}-{}.log", self.name, self.port))
     }
 }
 
@@ -272,12 +273,19 @@ fn is_running(pid: u32) -> bool {
 fn family(pid: u32) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(child) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+        let Some(child) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
             continue;
         };
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         // The name of the program, in parentheses, may contain anything.
-        let parent = stat.rsplit(')').next().and_then(|s| s.split_whitespace().nth(1));
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .and_then(|s| s.split_whitespace().nth(1));
         if let Some(Ok(parent)) = parent.map(str::parse::<u32>) {
             parents.push((child, parent));
         }
@@ -302,6 +310,9 @@ fn signal(name: &str, pids: &[u32]) {
 
 /// Writes a file below a server's folder, for all to read.
 pub fn write(path: &Path, text: &str) {
-    File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
+    File::create(path)
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
 }

@@ -13,8 +13,10 @@ impl AnyStore {
     /// | `null://` | `NullStore` | `null` |
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    /// | `redis://host:6379/0`, `redis+cluster://host1,host2`, `redis+sentinel://host1,host2/mymaster`, `redis+unix:///path`; `rediss…` for TLS; `valkey…` | `RedisStore` | `redis` |
     /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
     /// | `dynamodb://sessions?region=eu-central-1` | `DynamoStore` | `dynamodb` |
+    /// | `mongodb://host/app`, `mongodb+srv://host/app` | `MongoStore` | `mongodb` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -55,11 +57,20 @@ impl AnyStore {
             "sqlite" => Ok(Self::with_scan(
                 crate::store::SqliteStore::connect(url).await?,
             )),
+            #[cfg(feature = "redis")]
+            scheme if of_redis(scheme) => {
+                let store = crate::store::RedisStore::connect(url).await?;
+                Ok(Self::with_scan(store))
+            }
             #[cfg(feature = "memcached")]
             "memcached" => Ok(Self::new(crate::store::MemcachedStore::connect(url).await?)),
             #[cfg(feature = "dynamodb")]
             "dynamodb" => Ok(Self::with_scan(
                 crate::store::DynamoStore::connect(url).await?,
+            )),
+            #[cfg(feature = "mongodb")]
+            "mongodb" | "mongodb+srv" => Ok(Self::with_scan(
+                crate::store::MongoStore::connect(url).await?,
             )),
             scheme => Err(unknown(scheme)),
         }
@@ -72,9 +83,30 @@ const SCHEMES: &[(&str, &str)] = &[
     ("null", "null"),
     ("file", "file"),
     ("sqlite", "sqlite"),
+    ("redis", "redis"),
+    ("rediss", "redis"),
+    ("redis+cluster", "redis"),
+    ("rediss+cluster", "redis"),
+    ("redis+sentinel", "redis"),
+    ("rediss+sentinel", "redis"),
+    ("redis+unix", "redis"),
+    ("valkey", "redis"),
+    ("valkeys", "redis"),
+    ("valkey+cluster", "redis"),
+    ("valkeys+cluster", "redis"),
+    ("valkey+sentinel", "redis"),
+    ("valkeys+sentinel", "redis"),
+    ("valkey+unix", "redis"),
     ("memcached", "memcached"),
     ("dynamodb", "dynamodb"),
+    ("mongodb", "mongodb"),
+    ("mongodb+srv", "mongodb"),
 ];
+
+#[cfg(feature = "redis")]
+fn of_redis(scheme: &str) -> bool {
+    SCHEMES.contains(&(scheme, "redis"))
+}
 
 fn unknown(scheme: &str) -> StoreError {
     let message = match SCHEMES.iter().find(|(known, _)| *known == scheme) {

@@ -1,0 +1,147 @@
+//! Where the commands go: one server, the primary that sentinels name, a cluster, or through a
+//! connection manager of the user's.
+
+use std::fmt;
+
+use ::redis::aio::ConnectionManager;
+use ::redis::sentinel::SentinelClient;
+use ::redis::{Client, Cmd, ConnectionAddr, RedisError, Value};
+use tokio::sync::Mutex;
+
+use super::cluster::{Cluster, slot};
+use super::errors::{config, is_no_script, is_readonly};
+use super::link::{Link, Server};
+use super::script::Call;
+use crate::store::StoreError;
+
+/// A client of the `redis` crate that a [`RedisStore`](super::RedisStore) can use: made with `From`
+/// from a [`Client`], a [`ConnectionManager`] or a [`SentinelClient`], or with
+/// [`cluster`](Self::cluster).
+///
+/// The driver's own cluster connection is not among them: it sends a command again when its answer
+/// was lost, and a write of a session must not be sent twice.
+///
+/// A new major version of the `redis` crate is a breaking change of this one.
+pub struct RedisClient(Route);
+
+pub(in crate::store) enum Route {
+    /// The link, and what it is called.
+    Link(Link, &'static str),
+    Cluster(Cluster),
+    Manager(ConnectionManager),
+}
+
+impl RedisClient {
+    /// The cluster that these servers belong to; one that answers is enough. All servers are
+    /// connected to like the first (user, password, TLS, protocol).
+    ///
+    /// # Errors
+    ///
+    /// [`Config`](crate::StoreErrorKind::Config) when there is no server among them, or one on a Unix
+    /// socket.
+    pub fn cluster(servers: impl IntoIterator<Item = Client>) -> Result<Self, StoreError> {
+        let servers: Vec<_> = servers
+            .into_iter()
+            .map(|client| client.get_connection_info().clone())
+            .collect();
+        let on_network = |addr: &ConnectionAddr| !matches!(addr, ConnectionAddr::Unix(_));
+        if servers.is_empty() || !servers.iter().all(|server| on_network(server.addr())) {
+            return Err(config("a cluster needs the address of a server"));
+        }
+        Ok(Self(Route::Cluster(Cluster::new(servers))))
+    }
+
+    pub(in crate::store) fn into_route(self) -> Route {
+        self.0
+    }
+}
+
+impl From<Client> for RedisClient {
+    /// One server, on one connection that all requests share. It is opened when it is needed, and
+    /// again when it is lost. `protocol=resp3` in the client's URL makes a lost connection noticed
+    /// before the next request uses it.
+    fn from(client: Client) -> Self {
+        Self(Route::Link(Link::to(Server::At(client)), "server"))
+    }
+}
+
+impl From<SentinelClient> for RedisClient {
+    /// The primary of the group that the client was made for. It is to be made with
+    /// [`SentinelServerType::Master`](redis::sentinel::SentinelServerType::Master): with replicas,
+    /// every write fails.
+    fn from(client: SentinelClient) -> Self {
+        let server = Server::PrimaryOf(Mutex::new(client));
+        Self(Route::Link(Link::to(server), "sentinel"))
+    }
+}
+
+impl From<ConnectionManager> for RedisClient {
+    /// Shares the manager's connection. It is for the manager to reconnect; by default it tries for
+    /// seconds, so that requests fail at the store's own time limit while the server is down.
+    fn from(manager: ConnectionManager) -> Self {
+        Self(Route::Manager(manager))
+    }
+}
+
+impl fmt::Debug for RedisClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RedisClient").field(&self.0.name()).finish()
+    }
+}
+
+impl Route {
+    pub(in crate::store) fn name(&self) -> &'static str {
+        match self {
+            Self::Link(_, name) => name,
+            Self::Cluster(_) => "cluster",
+            Self::Manager(_) => "connection manager",
+        }
+    }
+
+    /// Carries `cmd` out, once, where `key` is.
+    pub(in crate::store) async fn call(
+        &self,
+        key: [&[u8]; 2],
+        cmd: &Cmd,
+    ) -> Result<Value, RedisError> {
+        match self {
+            Self::Link(link, _) => call(link, cmd).await,
+            Self::Cluster(cluster) => cluster.call(slot(key), cmd).await,
+            Self::Manager(manager) => manager
+                .clone()
+                .send_packed_command(cmd)
+                .await?
+                .extract_error(),
+        }
+    }
+
+    /// The same for a script. A server that does not know it has done nothing, and is told.
+    pub(in crate::store) async fn script(
+        &self,
+        key: [&[u8]; 2],
+        script: &Call,
+    ) -> Result<Value, RedisError> {
+        match self.call(key, &script.cmd).await {
+            Err(error) if is_no_script(&error) => self.call(key, &script.with_text()).await,
+            answer => answer,
+        }
+    }
+
+    /// There was no answer in time from where `key` is: looks for a better connection.
+    pub(in crate::store) fn renew(&self, key: [&[u8]; 2]) {
+        match self {
+            Self::Link(link, _) => link.renew(),
+            Self::Cluster(cluster) => cluster.renew(slot(key)),
+            Self::Manager(_) => {}
+        }
+    }
+}
+
+pub(super) async fn call(link: &Link, cmd: &Cmd) -> Result<Value, RedisError> {
+    let answer = link.get().await?.send(cmd).await;
+    if answer.as_ref().is_err_and(is_readonly) {
+        // Its name, or the sentinels, may lead to the new primary by now.
+        link.renew();
+    }
+    answer
+}
