@@ -239,10 +239,8 @@ async fn passwords_and_privileges_are_told_apart_and_never_told() {
         anonymous.update(&key, &seen, &record).await.unwrap_err(),
     ];
     for error in &errors {
-        let told = told(error);
-        assert_eq!(error.kind(), StoreErrorKind::Config, "{told}");
-        assert!(!told.contains(CANARY), "{told}");
-        assert!(!told.contains(key.as_str()), "{told}");
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{error:?}");
+        assert_tells_none_of(&[CANARY, key.as_str()], error);
     }
     assert!(
         errors[0].to_string().contains("createIndex"),
@@ -275,12 +273,12 @@ async fn what_the_collection_refuses_is_configuration_and_is_not_quoted() {
         .run_command(doc! { "createIndexes": "sessions", "indexes": [index] })
         .await
         .unwrap();
-    let (key, other) = (new_key(), new_key());
+    let (key, other, refused) = (new_key(), new_key(), new_key());
     put(&store, &key, CANARY.as_bytes()).await;
     let seen = put(&store, &other, b"x").await;
     let twice = new(CANARY.as_bytes());
     let mut errors = vec![
-        store.create(&new_key(), &twice).await.unwrap_err(),
+        store.create(&refused, &twice).await.unwrap_err(),
         store.update(&other, &seen, &twice).await.unwrap_err(),
     ];
     database
@@ -292,7 +290,7 @@ async fn what_the_collection_refuses_is_configuration_and_is_not_quoted() {
         .unwrap();
     errors.push(
         store
-            .create(&new_key(), &new(CANARY.as_bytes()))
+            .create(&refused, &new(CANARY.as_bytes()))
             .await
             .unwrap_err(),
     );
@@ -303,11 +301,9 @@ async fn what_the_collection_refuses_is_configuration_and_is_not_quoted() {
     let view = open(format!("{url}?collection=view&create_index=false")).await;
     errors.push(view.create(&key, &twice).await.unwrap_err());
     for error in &errors {
-        let told = told(error);
-        assert_eq!(error.kind(), StoreErrorKind::Config, "{told}");
-        for secret in [CANARY, key.as_str(), other.as_str()] {
-            assert!(!told.contains(secret), "{told}");
-        }
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{error:?}");
+        let keys = [&key, &other, &refused].map(SessionKey::as_str);
+        assert_tells_none_of(&[&keys[..], &[CANARY]].concat(), error);
     }
 }
 
