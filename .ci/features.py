@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 # Optional dependencies that are no store's driver.
-NO_DRIVERS = {"axum-core", "libc"}
+NO_DRIVERS = {"axum-core", "libc", "sha1"}
 # `full` is the only one that may have everything; clippy has seen it.
 COLLECTIONS = {"default", "full"}
 

@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use base64_simd::{AsOut, URL_SAFE_NO_PAD};
-use rand::rngs::SysRng;
-use rand::{Rng, TryRng};
+use rand::Rng;
 use sha2::{Digest, Sha256};
 
+use crate::entropy;
 use crate::error::{SessionError, SessionErrorKind};
 
 /// 32 bytes from the operating system's generator. Lives in the cookie and nowhere else.
@@ -18,15 +18,13 @@ impl SessionId {
     pub(crate) const LEN: usize = 32;
 
     pub(crate) fn generate() -> Result<Self, SessionError> {
-        let mut bytes = [0; Self::LEN];
-        SysRng.try_fill_bytes(&mut bytes).map_err(|error| {
+        entropy::draw().map(Self).map_err(|error| {
             SessionError::new(
                 SessionErrorKind::Store,
                 "the system's random number generator failed",
             )
             .with_source(error)
-        })?;
-        Ok(Self(bytes))
+        })
     }
 
     pub(crate) fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
@@ -41,7 +39,28 @@ impl SessionId {
         let mut text = [0; SessionKey::LEN];
         // 32 bytes are exactly 43 characters without padding.
         let _ = URL_SAFE_NO_PAD.encode(&Sha256::digest(self.0), text.as_mut_slice().as_out());
-        SessionKey(text)
+        SessionKey {
+            text,
+            #[cfg(feature = "flask")]
+            origin: Origin(None),
+        }
+    }
+
+    /// The key together with the id, for stores that another program finds by the id.
+    #[cfg(feature = "flask")]
+    pub(crate) fn key_with_id(self) -> SessionKey {
+        SessionKey {
+            origin: Origin(Some(self)),
+            ..self.key()
+        }
+    }
+
+    /// The id in base64url, as Flask-Session writes it: a secret like the id itself.
+    #[cfg(feature = "flask")]
+    pub(crate) fn to_text(self) -> [u8; 43] {
+        let mut text = [0; 43];
+        let _ = URL_SAFE_NO_PAD.encode(&self.0, text.as_mut_slice().as_out());
+        text
     }
 }
 
@@ -67,7 +86,51 @@ impl fmt::Debug for SessionId {
 /// # Ok::<(), session_layer::ParseKeyError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionKey([u8; Self::LEN]);
+// Whole words, which processors copy without waiting for one another's overlap.
+#[repr(align(8))]
+pub struct SessionKey {
+    text: [u8; Self::LEN],
+    #[cfg(feature = "flask")]
+    origin: Origin,
+}
+
+/// The id that a key was made of, where a store needs it. It is in no output, and says nothing about
+/// which key it is.
+#[cfg(feature = "flask")]
+#[derive(Clone, Copy)]
+struct Origin(Option<SessionId>);
+
+#[cfg(feature = "flask")]
+mod origin {
+    use std::cmp::Ordering;
+    use std::hash::{Hash, Hasher};
+
+    use super::Origin;
+
+    impl PartialEq for Origin {
+        fn eq(&self, _: &Self) -> bool {
+            true
+        }
+    }
+
+    impl Eq for Origin {}
+
+    impl PartialOrd for Origin {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl Ord for Origin {
+        fn cmp(&self, _: &Self) -> Ordering {
+            Ordering::Equal
+        }
+    }
+
+    impl Hash for Origin {
+        fn hash<H: Hasher>(&self, _: &mut H) {}
+    }
+}
 
 impl SessionKey {
     /// The length of every key, in characters.
@@ -77,14 +140,24 @@ impl SessionKey {
     #[must_use]
     pub fn as_str(&self) -> &str {
         // Both constructors admit ASCII only.
-        std::str::from_utf8(&self.0).unwrap_or_default()
+        std::str::from_utf8(&self.text).unwrap_or_default()
+    }
+
+    /// The id, if the key was made with it.
+    #[cfg(feature = "flask")]
+    pub(crate) fn id(&self) -> Option<SessionId> {
+        self.origin.0
     }
 
     pub(crate) fn parse_bytes(text: &[u8]) -> Option<Self> {
         let text: [u8; Self::LEN] = text.try_into().ok()?;
         text.iter()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-            .then_some(Self(text))
+            .then_some(Self {
+                text,
+                #[cfg(feature = "flask")]
+                origin: Origin(None),
+            })
     }
 }
 

@@ -16,12 +16,18 @@ use crate::answer::Answer;
 use crate::config::{ServerErrors, SessionConfig};
 use crate::cookie::{CookieHeaders, vary_on_cookie};
 use crate::error::{ConfigError, SessionError};
+#[cfg(feature = "flask")]
+use crate::flask::FlaskCookies;
 use crate::lazy::LazySession;
 use crate::request::Inner;
 use crate::sessions::Sessions;
-use crate::shared::{Finish, Shared};
+use crate::shared::{Finish, Shared, Task};
+#[cfg(feature = "flask")]
+use crate::signing::Signer;
 use crate::signing::SigningKeys;
 use crate::store::SessionStore;
+#[cfg(feature = "flask")]
+use crate::store::flask::{Dialect, FlaskStore};
 
 /// Gives every request a session.
 ///
@@ -83,6 +89,51 @@ impl SessionLayer {
             shared: Arc::new(Shared::new(store, &keys, config)?),
             on_error: Unavailable::new(),
         })
+    }
+}
+
+#[cfg(feature = "flask")]
+impl SessionLayer {
+    /// A layer that shares its sessions with a Flask application: who is logged in there is logged in
+    /// here, and the other way round. `docs/from-flask-session.md` says what that takes, and what
+    /// Flask-Session can still undo.
+    ///
+    /// Cookies and records are Flask-Session's. **Ids are not hashed at rest**: Flask finds a record by
+    /// its id, so whoever reads the store can take over every session. The cookie's name is `session`
+    /// unless one is set; domain, path and name have to be those of the Flask application.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration cannot work; the error says what to change.
+    pub fn for_flask<S: FlaskStore>(
+        store: S,
+        cookies: FlaskCookies,
+        config: SessionConfig,
+    ) -> Result<Self, ConfigError> {
+        let config = config.or_cookie_name("session");
+        let store = store.with_dialect(Dialect::of(&config));
+        let shared = Shared::with_signer(store, |_| Signer::of_flask(cookies), config)?;
+        Ok(Self {
+            shared: Arc::new(shared),
+            on_error: Unavailable::new(),
+        })
+    }
+}
+
+#[cfg(feature = "flask")]
+impl<H> SessionLayer<H> {
+    /// Also accepts Flask-Session's cookies, under the name of this layer's own, and issues them again
+    /// in its own form: for leaving Flask. Its sessions are found if they were copied into the store, or
+    /// with a [`MigratingStore`](crate::store::MigratingStore). No effect on a layer made by
+    /// [`for_flask`](SessionLayer::for_flask).
+    ///
+    /// Take it out again when the last of Flask's sessions has expired: until then a cookie without a
+    /// signature, or with Flask's, is as good as one of ours.
+    pub fn with_flask_cookies(mut self, cookies: FlaskCookies) -> Self {
+        let mut shared = (*self.shared).clone();
+        shared.signer.accept_flask(cookies);
+        self.shared = Arc::new(shared);
+        self
     }
 }
 
@@ -284,41 +335,44 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
-            match this.stage.as_mut().project() {
-                StageProjection::Handling { handler } => {
-                    let result = ready!(handler.poll(cx));
-                    let Some(session) = this.session.take() else {
-                        return Poll::Ready(result);
-                    };
-                    let inner = session.inner();
-                    let server_error = !matches!(&result, Ok(r) if !r.status().is_server_error());
-                    let edits =
-                        !server_error || inner.shared.policy.server_errors == ServerErrors::Commit;
-                    if let Some(answer) = inner.answer_now(edits) {
-                        return Poll::Ready(finish(inner, answer, result, this.on_error));
-                    }
-                    let commit = Arc::clone(inner).answer(edits);
-                    let answer = Finish::new(&inner.shared.background, commit);
-                    this.stage.set(Stage::Committing {
-                        session,
-                        answer,
-                        result: Some(result),
-                    });
+        match this.stage.as_mut().project() {
+            StageProjection::Handling { handler } => {
+                let result = ready!(handler.poll(cx));
+                let Some(session) = this.session.take() else {
+                    return Poll::Ready(result);
+                };
+                let inner = session.inner();
+                let server_error = !matches!(&result, Ok(r) if !r.status().is_server_error());
+                let edits =
+                    !server_error || inner.shared.policy.server_errors == ServerErrors::Commit;
+                if let Some(answer) = inner.answer_now(edits) {
+                    return Poll::Ready(finish(inner, answer, result, this.on_error));
                 }
-                StageProjection::Committing {
+                let mut commit: Task<Answer> = Box::pin(Arc::clone(inner).answer(edits));
+                // Most stores that answer at once leave nothing to wait for.
+                if let Poll::Ready(answer) = commit.as_mut().poll(cx) {
+                    return Poll::Ready(finish(inner, answer, result, this.on_error));
+                }
+                let answer = Finish::new(&inner.shared.background, commit);
+                this.stage.set(Stage::Committing {
                     session,
                     answer,
-                    result,
-                } => {
-                    let answer = ready!(Pin::new(answer).poll(cx));
-                    return match result.take() {
-                        Some(result) => {
-                            Poll::Ready(finish(session.inner(), answer, result, this.on_error))
-                        }
-                        // Polled again after it was done.
-                        None => Poll::Pending,
-                    };
+                    result: Some(result),
+                });
+                Poll::Pending
+            }
+            StageProjection::Committing {
+                session,
+                answer,
+                result,
+            } => {
+                let answer = ready!(Pin::new(answer).poll(cx));
+                match result.take() {
+                    Some(result) => {
+                        Poll::Ready(finish(session.inner(), answer, result, this.on_error))
+                    }
+                    // Polled again after it was done.
+                    None => Poll::Pending,
                 }
             }
         }

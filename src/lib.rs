@@ -31,7 +31,9 @@
 //! | load it only when needed, or without axum | [`LazySession`] |
 //! | reach a session without its request | [`Sessions`] |
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
+//! | read all of it from the environment or a file | [`SessionSettings`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
+//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`] |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
 //!
@@ -40,7 +42,8 @@
 //! | feature | adds | default |
 //! | --- | --- | --- |
 //! | `axum` | the extractors; `SessionError` as a response | yes |
-//! | `memory`, `null`, `file`, `sqlite` | a store each | `memory` |
+//! | `memory`, `null`, `file`, `sqlite`, `redis`, `memcached`, `mongodb`, `dynamodb` | a store each | `memory` |
+//! | `flask` | Flask-Session's cookies and, with `redis` or `memcached`, its sessions | no |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
 //!
@@ -49,6 +52,14 @@
 //! Sessions: the cookie, its signature, the data, its lifetime. Not users, passwords or permissions,
 //! and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    all(feature = "flask", not(any(feature = "memcached", feature = "redis"))),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "most of `flask` is for stores that are not built"
+    )
+)]
 
 mod answer;
 mod commit;
@@ -57,10 +68,15 @@ mod config;
 pub mod conformance;
 mod cookie;
 mod edits;
+mod entropy;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
+mod few;
+#[cfg(feature = "flask")]
+mod flask;
 mod id;
+mod info;
 mod layer;
 mod lazy;
 mod payload;
@@ -68,6 +84,7 @@ mod queue;
 mod request;
 mod session;
 mod sessions;
+mod settings;
 mod shared;
 mod signing;
 mod state;
@@ -76,12 +93,16 @@ pub mod store;
 // The public interface is:
 pub use crate::config::{SameSite, ServerErrors, SessionConfig};
 pub use crate::error::{ConfigError, SessionError, SessionErrorKind, StoreError, StoreErrorKind};
+#[cfg(feature = "flask")]
+pub use crate::flask::FlaskCookies;
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
+pub use crate::info::SessionInfo;
 pub use crate::layer::{ErrorResponse, ResponseFuture, SessionLayer, SessionService, Unavailable};
 pub use crate::lazy::LazySession;
 pub use crate::payload::Format;
 pub use crate::session::Session;
 pub use crate::sessions::Sessions;
+pub use crate::settings::SessionSettings;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
 

@@ -13,7 +13,9 @@ use rand::rngs::SysRng;
 use sha2::Sha256;
 
 use crate::error::ConfigError;
-use crate::id::SessionId;
+#[cfg(feature = "flask")]
+use crate::flask::FlaskCookies;
+use crate::id::{SessionId, SessionKey};
 
 type HmacSha256 = Hmac<Sha256>;
 
@@ -97,13 +99,15 @@ impl SigningKeys {
             };
             ConfigError::new(format!("environment variable {variable}: {reason}"))
         })?;
-        let mut keys = Self { ring: Vec::new() };
-        for key in text.split(',') {
-            keys = keys.with_fallback(key.trim()).map_err(|error| {
-                ConfigError::new(format!("environment variable {variable}: {error}"))
-            })?;
-        }
-        Ok(keys)
+        Self::from_list(&text)
+            .map_err(|error| ConfigError::new(format!("environment variable {variable}: {error}")))
+    }
+
+    /// Keys separated by commas, the newest first.
+    pub(crate) fn from_list(text: &str) -> Result<Self, ConfigError> {
+        let empty = Self { ring: Vec::new() };
+        text.split(',')
+            .try_fold(empty, |keys, key| keys.with_fallback(key.trim()))
     }
 
     /// A ring of one new random key, which is gone when the program ends, and every session's cookie
@@ -194,14 +198,28 @@ impl fmt::Debug for SigningKeys {
 pub(crate) struct Signer {
     /// Each has already seen the version and the name.
     ring: Vec<HmacSha256>,
+    #[cfg(feature = "flask")]
+    flask: Flask,
+}
+
+/// What Flask-Session's cookies are to this layer.
+#[cfg(feature = "flask")]
+#[derive(Clone)]
+enum Flask {
+    /// Nothing.
+    Unknown,
+    /// Accepted, and issued again in our own form.
+    Accepted(FlaskCookies),
+    /// The only form.
+    Spoken(FlaskCookies),
 }
 
 /// What a verified cookie says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verified {
     pub(crate) id: SessionId,
-    /// When the cookie was issued, in milliseconds since 1970.
-    pub(crate) issued: u64,
+    /// When the cookie was issued, in milliseconds since 1970, if it says so.
+    pub(crate) issued: Option<u64>,
     /// Whether a fallback key signed it.
     pub(crate) old_key: bool,
 }
@@ -225,6 +243,43 @@ impl Signer {
         };
         Self {
             ring: keys.ring.iter().filter_map(|key| bind(key)).collect(),
+            #[cfg(feature = "flask")]
+            flask: Flask::Unknown,
+        }
+    }
+
+    /// Reads and writes Flask-Session's cookies only.
+    #[cfg(feature = "flask")]
+    pub(crate) fn of_flask(cookies: FlaskCookies) -> Self {
+        Self {
+            ring: Vec::new(),
+            flask: Flask::Spoken(cookies),
+        }
+    }
+
+    /// Reads Flask-Session's cookies beside our own.
+    #[cfg(feature = "flask")]
+    pub(crate) fn accept_flask(&mut self, cookies: FlaskCookies) {
+        if let Flask::Unknown | Flask::Accepted(_) = self.flask {
+            self.flask = Flask::Accepted(cookies);
+        }
+    }
+
+    /// The key under which the store has the session of this id.
+    pub(crate) fn key(&self, id: &SessionId) -> SessionKey {
+        #[cfg(feature = "flask")]
+        if !matches!(self.flask, Flask::Unknown) {
+            return id.key_with_id();
+        }
+        id.key()
+    }
+
+    /// The cookie value for `id` where Flask is to read it.
+    #[cfg(feature = "flask")]
+    pub(crate) fn sign_for_flask(&self, id: &SessionId) -> Option<Vec<u8>> {
+        match &self.flask {
+            Flask::Spoken(cookies) => Some(cookies.value(id)),
+            Flask::Unknown | Flask::Accepted(_) => None,
         }
     }
 
@@ -244,6 +299,19 @@ impl Signer {
     }
 
     pub(crate) fn verify(&self, value: &[u8]) -> Result<Verified, Rejected> {
+        #[cfg(feature = "flask")]
+        match &self.flask {
+            Flask::Spoken(cookies) => return cookies.verify(value),
+            // The forms differ in their lengths.
+            Flask::Accepted(cookies) if value.len() != VALUE_LEN => {
+                let verified = cookies.verify(value)?;
+                return Ok(Verified {
+                    old_key: true,
+                    ..verified
+                });
+            }
+            Flask::Accepted(_) | Flask::Unknown => {}
+        }
         let Some((&VERSION, text)) = value.split_first() else {
             return Err(Rejected::Malformed);
         };
@@ -266,7 +334,7 @@ impl Signer {
                 };
                 return Ok(Verified {
                     id: SessionId::from_bytes(id),
-                    issued: u64::from_be_bytes(issued),
+                    issued: Some(u64::from_be_bytes(issued)),
                     old_key: position > 0,
                 });
             }
@@ -295,7 +363,7 @@ mod tests {
             verified,
             Ok(Verified {
                 id,
-                issued: 7,
+                issued: Some(7),
                 old_key: false
             })
         );

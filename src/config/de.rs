@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::de::{Deserializer, Error, Visitor};
 
-pub(super) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
+pub(crate) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
     input.deserialize_any(Text)
 }
 
@@ -39,9 +39,11 @@ impl Visitor<'_> for Text {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
-        match text.trim().parse() {
-            Ok(seconds) => self.visit_u64(seconds),
-            Err(_) => humantime::parse_duration(text).map_err(|error| {
+        let number = text.trim();
+        match (number.parse(), number.parse()) {
+            (Ok(seconds), _) => self.visit_u64(seconds),
+            (_, Ok(seconds)) => self.visit_f64(seconds),
+            _ => humantime::parse_duration(text).map_err(|error| {
                 E::custom(format!(
                     "{error}; a duration is a number of seconds, or text such as \"31days\""
                 ))

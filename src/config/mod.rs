@@ -1,13 +1,13 @@
 //! Configuration: one object, checked once, when the layer is built.
 
-mod de;
+pub(crate) mod de;
 mod validate;
 
 use std::time::Duration;
 
 use crate::payload::{Format, Limits};
 
-pub(crate) use self::validate::CookieSettings;
+pub(crate) use self::validate::{CookieSettings, WIDEST};
 
 /// No session, and no cookie, lives longer: the limit that browsers set (RFC 6265bis).
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(400 * 24 * 60 * 60);
@@ -180,6 +180,26 @@ impl SessionConfig {
         self
     }
 
+    #[cfg(feature = "flask")]
+    pub(crate) fn or_cookie_name(mut self, name: &str) -> Self {
+        self.cookie_name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    #[cfg(feature = "flask")]
+    pub(crate) fn is_permanent(&self) -> bool {
+        self.permanent
+    }
+
+    #[cfg(feature = "flask")]
+    pub(crate) fn has_absolute_timeout(&self) -> bool {
+        self.absolute_timeout.is_some()
+    }
+
+    pub(crate) fn is_insecure(&self) -> bool {
+        self.insecure_plain_http_for_development
+    }
+
     /// Whether the browser keeps the cookie of a new session when it closes. Default: yes.
     /// [`Session::set_permanent`](crate::Session::set_permanent) changes it for one session. The
     /// server's limits are the same either way.
@@ -230,7 +250,8 @@ impl SessionConfig {
 
     /// The share of the lifetime that passes before a session that is only read is renewed, in the
     /// store and in the browser. Default: 0.1; at least 0 (each request costs a second round trip),
-    /// less than 1. A session may end this share early.
+    /// at most 1 (reading renews nothing: the lifetime counts from the last change). A session may end
+    /// this share early.
     #[must_use]
     pub fn with_refresh_share(mut self, share: f64) -> Self {
         self.refresh_share = share;
@@ -303,4 +324,11 @@ pub(crate) struct Policy {
     pub(crate) server_errors: ServerErrors,
     pub(crate) store_timeout: Duration,
     pub(crate) commit_timeout: Duration,
+}
+
+impl Policy {
+    /// Whether a session that is only read is ever renewed.
+    pub(crate) fn renews_by_reading(&self) -> bool {
+        self.refresh_share < 1.0
+    }
 }

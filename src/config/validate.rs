@@ -28,6 +28,15 @@ const MAX_ATTRIBUTE: usize = 1024;
 const MAX_PAYLOAD: usize = 256 << 20;
 /// The decoders' own limit on nesting lies above this.
 const MAX_DEPTH: usize = 100;
+
+/// The limits of a layer that was configured to have none of its own: what passes these, some layer may
+/// take for a session.
+pub(crate) const WIDEST: Limits = Limits {
+    bytes: MAX_PAYLOAD,
+    keys: MAX_PAYLOAD,
+    depth: MAX_DEPTH,
+};
+
 /// Store and commit must be done long before a tombstone expires.
 const MAX_WAIT: Duration = Duration::from_secs(TOMBSTONE_TTL.as_secs() / 2);
 
@@ -54,9 +63,9 @@ impl SessionConfig {
             }
         }
         // Written so that NaN is refused too.
-        if !(0.0..1.0).contains(&self.refresh_share) {
+        if !(0.0..=1.0).contains(&self.refresh_share) {
             return refuse(format!(
-                "refresh_share is {}; set it to at least 0 and less than 1",
+                "refresh_share is {}; set it to between 0 and 1",
                 self.refresh_share
             ));
         }
@@ -336,7 +345,7 @@ mod tests {
                 config().with_absolute_timeout(Some(Duration::from_secs(60))),
                 "lower idle_timeout",
             ),
-            (config().with_refresh_share(1.0), "refresh_share"),
+            (config().with_refresh_share(1.1), "refresh_share"),
             (config().with_refresh_share(-0.1), "refresh_share"),
             (config().with_refresh_share(f64::NAN), "refresh_share"),
             (config().with_store_timeout(Duration::ZERO), "store_timeout"),

@@ -68,7 +68,9 @@ impl State {
                 (StoreAction::Nothing, false)
             }
         };
-        let due = self.cookie_due && matches!(self.identity, Identity::Stored(_));
+        let due = self.cookie_due
+            && (edited || !self.cookie_waits)
+            && matches!(self.identity, Identity::Stored(_));
         let cookie = if needs_cookie || due || self.owes_cookie {
             CookieAction::Set
         } else if self.owes_removal {

@@ -3,6 +3,8 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 #[cfg(any(
     feature = "dynamodb",
     feature = "file",
@@ -12,10 +14,14 @@ mod blocking;
 mod expiry;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "flask")]
+pub(crate) mod flask;
 #[cfg(feature = "memcached")]
 mod memcached;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "flask")]
+mod migrating;
 #[cfg(feature = "mongodb")]
 mod mongodb;
 #[cfg(feature = "null")]
@@ -25,7 +31,7 @@ mod redis;
 mod scan;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-mod sweeper;
+pub(crate) mod sweeper;
 #[cfg(feature = "sqlite")]
 mod table;
 #[allow(dead_code, reason = "each store uses its part")]
@@ -41,12 +47,22 @@ use bytes::Bytes;
 
 pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
+#[cfg(feature = "dynamodb")]
+pub use self::dynamodb::{DynamoStore, DynamoStoreBuilder};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
+#[cfg(all(feature = "flask", feature = "memcached"))]
+pub use self::flask::FlaskMemcachedStore;
+#[cfg(all(feature = "flask", feature = "redis"))]
+pub use self::flask::FlaskRedisStore;
+#[cfg(feature = "flask")]
+pub use self::flask::FlaskStore;
 #[cfg(feature = "memcached")]
 pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 #[cfg(feature = "memory")]
 pub use self::memory::MemoryStore;
+#[cfg(feature = "flask")]
+pub use self::migrating::MigratingStore;
 #[cfg(feature = "mongodb")]
 pub use self::mongodb::{MongoStore, MongoStoreBuilder};
 #[cfg(feature = "null")]
@@ -247,6 +263,12 @@ impl Debug for Record {
 pub struct NewRecord<'a> {
     revision: Revision,
     payload: &'a [u8],
+    /// The payload once more, for a store that can keep it without copying it.
+    #[cfg_attr(
+        not(feature = "memory"),
+        expect(dead_code, reason = "such a store is not compiled in")
+    )]
+    shared: Option<&'a Bytes>,
     ttl: Duration,
     ending: bool,
 }
@@ -258,8 +280,17 @@ impl<'a> NewRecord<'a> {
         Self {
             revision,
             payload,
+            shared: None,
             ttl,
             ending: false,
+        }
+    }
+
+    /// The same of a payload that may be shared, and takes no more memory than it is long.
+    pub(crate) fn of(revision: Revision, payload: &'a Bytes, ttl: Duration) -> Self {
+        Self {
+            shared: Some(payload),
+            ..Self::new(revision, payload, ttl)
         }
     }
 
@@ -281,6 +312,13 @@ impl<'a> NewRecord<'a> {
     #[must_use]
     pub fn payload(&self) -> &'a [u8] {
         self.payload
+    }
+
+    /// The bytes to keep, copied only if they have to be.
+    #[cfg(feature = "memory")]
+    pub(crate) fn to_bytes(self) -> Bytes {
+        let copied = || Bytes::copy_from_slice(self.payload);
+        self.shared.map_or_else(copied, Bytes::clone)
     }
 
     /// The lifetime from now. Never zero.

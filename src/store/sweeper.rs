@@ -9,7 +9,7 @@ use super::SessionStore;
 
 /// The shortest time between two sweeps.
 const SHORTEST: Duration = Duration::from_secs(1);
-const BATCH: NonZeroUsize = match NonZeroUsize::new(1000) {
+pub(crate) const BATCH: NonZeroUsize = match NonZeroUsize::new(1000) {
     Some(batch) => batch,
     None => NonZeroUsize::MIN,
 };
@@ -114,7 +114,7 @@ impl Drop for Sweeper {
     }
 }
 
-async fn sweep(store: &impl SessionStore, batch: NonZeroUsize) {
+pub(crate) async fn sweep(store: &impl SessionStore, batch: NonZeroUsize) {
     let mut purged = 0_u64;
     loop {
         match store.delete_expired(batch).await {

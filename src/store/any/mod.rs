@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{
     CreateOutcome, Cursor, NewRecord, Page, Record, ScanStore, SessionKey, SessionStore,
-    StoreError, StoreErrorKind, StoreLimits, TouchOutcome, UpdateOutcome,
+    StoreError, StoreErrorKind, StoreLimits, Sweeper, TouchOutcome, UpdateOutcome,
 };
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -115,6 +115,8 @@ impl<S: ScanStore> DynScan for S {
 pub struct AnyStore {
     store: Arc<dyn DynStore>,
     scan: Option<Arc<dyn DynScan>>,
+    /// What works for the store, and ends with its last clone.
+    _helper: Option<Arc<Sweeper>>,
 }
 
 impl AnyStore {
@@ -131,6 +133,7 @@ impl AnyStore {
             None => Self {
                 store: Arc::new(store),
                 scan: None,
+                _helper: None,
             },
         }
     }
@@ -145,8 +148,17 @@ impl AnyStore {
                 Self {
                     store: Arc::clone(&store) as Arc<dyn DynStore>,
                     scan: Some(store),
+                    _helper: None,
                 }
             }
+        }
+    }
+
+    /// Keeps a sweeper, which must hold no clone of what comes back, for as long as there is one.
+    pub(crate) fn with_sweeper(self, sweeper: Sweeper) -> Self {
+        Self {
+            _helper: Some(Arc::new(sweeper)),
+            ..self
         }
     }
 }

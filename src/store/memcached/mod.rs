@@ -1,7 +1,7 @@
 //! `MemcachedStore`: values in one memcached or several.
 
 mod builder;
-mod servers;
+pub(super) mod servers;
 mod value;
 
 use std::fmt;

@@ -15,7 +15,7 @@ const DEFAULT_PORT: u16 = 11211;
 /// How long the addresses of a server that fails are used before its name is looked up again.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) enum Servers {
+pub(in crate::store) enum Servers {
     /// The user's own, which finds the server of a key itself.
     Client(AsyncMetaClient),
     Nodes(Nodes),
@@ -24,7 +24,7 @@ pub(super) enum Servers {
 impl Servers {
     /// Runs one operation, once. The driver sends it again only when the connection turned out to be
     /// closed before the first byte was handed to it.
-    pub(super) async fn run<O: Operation>(
+    pub(in crate::store) async fn run<O: Operation>(
         &self,
         key: &str,
         operation: O,
@@ -65,14 +65,14 @@ impl fmt::Debug for Servers {
 }
 
 /// At least one server, each with connections of its own.
-pub(super) struct Nodes {
+pub(in crate::store) struct Nodes {
     first: Node,
     others: Vec<Node>,
 }
 
 impl Nodes {
     /// Servers as `host` or `host:port`. Nothing is looked up yet.
-    pub(super) fn new(servers: &[String], max_idle: usize) -> Result<Self, StoreError> {
+    pub(in crate::store) fn new(servers: &[String], max_idle: usize) -> Result<Self, StoreError> {
         let mut nodes = Vec::new();
         for server in servers {
             let node = Node::new(address(server)?, max_idle);
@@ -339,6 +339,22 @@ mod tests {
             counts[usize::from(before.as_bytes()[0] - b'a')] += 1;
         }
         assert!(counts.iter().all(|count| *count > 850), "{counts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_name_of_a_server_that_fails_is_looked_up_again_after_a_while() {
+        for (server, forgotten) in [("localhost:1", true), ("127.0.0.1:1", false)] {
+            let node = Node::new(server.to_owned(), 1);
+            let client = node.client().await.unwrap();
+            assert!(Arc::ptr_eq(&client, &node.client().await.unwrap()));
+            node.has_failed();
+            assert!(Arc::ptr_eq(&client, &node.client().await.unwrap()));
+            tokio::time::advance(LOOK_UP_AGAIN * 2).await;
+            assert!(Arc::ptr_eq(&client, &node.client().await.unwrap()));
+            node.has_failed();
+            let same = Arc::ptr_eq(&client, &node.client().await.unwrap());
+            assert_eq!(same, !forgotten, "{server}");
+        }
     }
 
     #[test]

@@ -30,10 +30,10 @@ pub(super) enum Origin {
     Client(RedisClient),
 }
 
-pub(super) struct Settings {
-    pub(super) prefix: String,
-    pub(super) max_payload: usize,
-    pub(super) timeout: Duration,
+pub(in crate::store) struct Settings {
+    pub(in crate::store) prefix: String,
+    pub(in crate::store) max_payload: usize,
+    pub(in crate::store) timeout: Duration,
 }
 
 impl Default for Settings {
@@ -139,7 +139,7 @@ impl RedisStoreBuilder {
 }
 
 impl Settings {
-    fn check(&self) -> Result<(), StoreError> {
+    pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
         let visible = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
         if self.prefix.is_empty()
             || self.prefix.len() > LONGEST_PREFIX

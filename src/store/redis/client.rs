@@ -24,7 +24,7 @@ use crate::store::StoreError;
 /// A new major version of the `redis` crate is a breaking change of this one.
 pub struct RedisClient(Route);
 
-pub(super) enum Route {
+pub(in crate::store) enum Route {
     /// The link, and what it is called.
     Link(Link, &'static str),
     Cluster(Cluster),
@@ -51,7 +51,7 @@ impl RedisClient {
         Ok(Self(Route::Cluster(Cluster::new(servers))))
     }
 
-    pub(super) fn into_route(self) -> Route {
+    pub(in crate::store) fn into_route(self) -> Route {
         self.0
     }
 }
@@ -90,7 +90,7 @@ impl fmt::Debug for RedisClient {
 }
 
 impl Route {
-    pub(super) fn name(&self) -> &'static str {
+    pub(in crate::store) fn name(&self) -> &'static str {
         match self {
             Self::Link(_, name) => name,
             Self::Cluster(_) => "cluster",
@@ -99,7 +99,11 @@ impl Route {
     }
 
     /// Carries `cmd` out, once, where `key` is.
-    pub(super) async fn call(&self, key: [&[u8]; 2], cmd: &Cmd) -> Result<Value, RedisError> {
+    pub(in crate::store) async fn call(
+        &self,
+        key: [&[u8]; 2],
+        cmd: &Cmd,
+    ) -> Result<Value, RedisError> {
         match self {
             Self::Link(link, _) => call(link, cmd).await,
             Self::Cluster(cluster) => cluster.call(slot(key), cmd).await,
@@ -112,7 +116,11 @@ impl Route {
     }
 
     /// The same for a script. A server that does not know it has done nothing, and is told.
-    pub(super) async fn script(&self, key: [&[u8]; 2], script: &Call) -> Result<Value, RedisError> {
+    pub(in crate::store) async fn script(
+        &self,
+        key: [&[u8]; 2],
+        script: &Call,
+    ) -> Result<Value, RedisError> {
         match self.call(key, &script.cmd).await {
             Err(error) if is_no_script(&error) => self.call(key, &script.with_text()).await,
             answer => answer,
@@ -120,7 +128,7 @@ impl Route {
     }
 
     /// There was no answer in time from where `key` is: looks for a better connection.
-    pub(super) fn renew(&self, key: [&[u8]; 2]) {
+    pub(in crate::store) fn renew(&self, key: [&[u8]; 2]) {
         match self {
             Self::Link(link, _) => link.renew(),
             Self::Cluster(cluster) => cluster.renew(slot(key)),

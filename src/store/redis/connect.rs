@@ -28,14 +28,14 @@ const SETTINGS: &[&str] = &[
 const SENTINEL_PORT: u16 = 26_379;
 
 /// The servers of a URL, and how to reach them.
-pub(super) struct Target {
+pub(in crate::store) struct Target {
     tls: bool,
     protocol: ProtocolVersion,
     certificates: TlsCertificates,
 }
 
 impl Target {
-    pub(super) fn parse(
+    pub(in crate::store) fn parse(
         url: &str,
         certificates: TlsCertificates,
     ) -> Result<(RedisClient, Settings), StoreError> {

@@ -8,7 +8,7 @@ use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// What an error means for the verb that met it.
-pub(super) fn failed(error: &RedisError) -> StoreError {
+pub(in crate::store) fn failed(error: &RedisError) -> StoreError {
     if let Some(said) = Said::of(error) {
         let (kind, message) = said.meaning();
         return StoreError::new(kind, message).with_source(said);
@@ -41,11 +41,11 @@ pub(super) fn failed(error: &RedisError) -> StoreError {
     StoreError::new(kind, message).with_source(error.clone())
 }
 
-pub(super) fn timed_out() -> StoreError {
+pub(in crate::store) fn timed_out() -> StoreError {
     StoreError::new(StoreErrorKind::Timeout, "the server did not answer in time")
 }
 
-pub(super) fn unexpected() -> StoreError {
+pub(in crate::store) fn unexpected() -> StoreError {
     StoreError::new(
         StoreErrorKind::Other,
         "the answer is not one that this command has",

@@ -19,7 +19,7 @@ const CONNECT: Duration = Duration::from_secs(1);
 
 /// Keeps a connection to a server.
 #[derive(Clone)]
-pub(super) struct Link(Kept<Server>);
+pub(in crate::store) struct Link(Kept<Server>);
 
 /// Which server.
 pub(super) enum Server {

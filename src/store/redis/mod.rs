@@ -1,16 +1,16 @@
 //! `RedisStore`: a key in Redis or Valkey for each session.
 
-mod builder;
-mod client;
+pub(super) mod builder;
+pub(super) mod client;
 mod clock;
 mod cluster;
-mod connect;
-mod errors;
+pub(super) mod connect;
+pub(super) mod errors;
 mod kept;
 mod link;
-mod record;
+pub(super) mod record;
 mod scan;
-mod script;
+pub(super) mod script;
 
 use std::fmt;
 use std::future::Future;

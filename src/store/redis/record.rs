@@ -35,7 +35,7 @@ pub(super) fn stamp(revision: Revision) -> [u8; STAMP_LEN] {
 }
 
 /// A lifetime in milliseconds, rounded up, so that nothing lives shorter than asked.
-pub(super) fn millis(ttl: Duration) -> u64 {
+pub(in crate::store) fn millis(ttl: Duration) -> u64 {
     let nanos = ttl.min(LONGEST).as_nanos();
     u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
@@ -49,7 +49,7 @@ pub(super) fn renewal(now: u64, ttl: u64) -> [u8; RENEWAL_LEN] {
 }
 
 /// One argument of a command, in parts.
-pub(super) struct Parts<'a, const N: usize>(pub(super) [&'a [u8]; N]);
+pub(in crate::store) struct Parts<'a, const N: usize>(pub(in crate::store) [&'a [u8]; N]);
 
 impl<const N: usize> Parts<'_, N> {
     pub(super) fn len(&self) -> usize {

@@ -85,13 +85,13 @@ impl Scripts {
 }
 
 /// A call of a script that the server is expected to know.
-pub(super) struct Call {
-    pub(super) cmd: Cmd,
+pub(in crate::store) struct Call {
+    pub(in crate::store) cmd: Cmd,
     text: &'static str,
 }
 
 impl Call {
-    fn new(
+    pub(in crate::store) fn new(
         script: &Script,
         text: &'static str,
         key: &Parts<'_, 2>,

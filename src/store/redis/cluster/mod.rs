@@ -31,7 +31,7 @@ const STAGGER: Duration = Duration::from_millis(20);
 const TABLE: Duration = Duration::from_millis(1500);
 
 #[derive(Clone)]
-pub(super) struct Cluster(Kept<Servers>);
+pub(in crate::store) struct Cluster(Kept<Servers>);
 
 /// How the table is made.
 pub(super) struct Servers {
