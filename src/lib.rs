@@ -33,6 +33,7 @@
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
 //! | read all of it from the environment or a file | [`SessionSettings`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
+//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`] |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
 //!
@@ -41,7 +42,7 @@
 //! | feature | adds | default |
 //! | --- | --- | --- |
 //! | `axum` | the extractors; `SessionError` as a response | yes |
-//! | `memory`, `null`, `file`, `sqlite` | a store each | `memory` |
+//! | `memory`, `null`, `file`, `sqlite`, `redis`, `memcached`, `mongodb`, `dynamodb` | a store each | `memory` |
 //! | `flask` | Flask-Session's cookies and, with `redis` or `memcached`, its sessions | no |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
@@ -73,6 +74,7 @@ mod extract;
 #[cfg(feature = "flask")]
 mod flask;
 mod id;
+mod info;
 mod layer;
 mod lazy;
 mod payload;
@@ -92,6 +94,7 @@ pub use crate::error::{ConfigError, SessionError, SessionErrorKind, StoreError, 
 #[cfg(feature = "flask")]
 pub use crate::flask::FlaskCookies;
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
+pub use crate::info::SessionInfo;
 pub use crate::layer::{ErrorResponse, ResponseFuture, SessionLayer, SessionService, Unavailable};
 pub use crate::lazy::LazySession;
 pub use crate::payload::Format;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::payload::{Format, Limits};
 
-pub(crate) use self::validate::CookieSettings;
+pub(crate) use self::validate::{CookieSettings, WIDEST};
 
 /// No session, and no cookie, lives longer: the limit that browsers set (RFC 6265bis).
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(400 * 24 * 60 * 60);

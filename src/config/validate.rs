@@ -28,6 +28,15 @@ const MAX_ATTRIBUTE: usize = 1024;
 const MAX_PAYLOAD: usize = 256 << 20;
 /// The decoders' own limit on nesting lies above this.
 const MAX_DEPTH: usize = 100;
+
+/// The limits of a layer that was configured to have none of its own: what passes these, some layer may
+/// take for a session.
+pub(crate) const WIDEST: Limits = Limits {
+    bytes: MAX_PAYLOAD,
+    keys: MAX_PAYLOAD,
+    depth: MAX_DEPTH,
+};
+
 /// Store and commit must be done long before a tombstone expires.
 const MAX_WAIT: Duration = Duration::from_secs(TOMBSTONE_TTL.as_secs() / 2);
 

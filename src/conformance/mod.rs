@@ -227,6 +227,7 @@ macro_rules! conformance_of_scan {
             a_scan_names_every_key,
             a_scan_stays_in_its_namespace,
             a_scan_misses_nothing_that_stays,
+            a_scan_keeps_its_place_when_others_come_and_go,
             a_scan_from_nowhere_is_refused,
         }
     };

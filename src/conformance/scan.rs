@@ -2,26 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::{Fixture, LONG, create, new_key, nonzero};
-use crate::store::{Cursor, ScanStore, SessionKey, SessionStore};
+use crate::store::{Cursor, Page, ScanStore, SessionKey, SessionStore};
 
 /// More pages than any case has keys: a scan that goes round in circles fails.
 const MOST_PAGES: usize = 10_000;
 
 async fn scan<S: ScanStore>(store: &S, limit: usize) -> Vec<SessionKey> {
-    let (mut keys, mut from) = (Vec::new(), None::<Cursor>);
+    let (mut keys, mut from) = (Vec::new(), None);
     for _ in 0..MOST_PAGES {
-        let page = store
-            .scan(from.as_ref(), nonzero(limit))
-            .await
-            .expect("scan");
-        assert!(
-            page.keys().len() <= 16 + 4 * limit,
-            "a page of {} keys, where {limit} were asked for",
-            page.keys().len()
-        );
+        let page = page(store, from.as_ref(), limit).await;
         keys.extend_from_slice(page.keys());
         match page.into_next() {
             Some(next) => from = Some(next),
@@ -29,6 +21,16 @@ async fn scan<S: ScanStore>(store: &S, limit: usize) -> Vec<SessionKey> {
         }
     }
     panic!("the scan does not end");
+}
+
+async fn page<S: ScanStore>(store: &S, from: Option<&Cursor>, limit: usize) -> Page {
+    let page = store.scan(from, nonzero(limit)).await.expect("scan");
+    assert!(
+        page.keys().len() <= 16 + 4 * limit,
+        "a page of {} keys, where {limit} were asked for",
+        page.keys().len()
+    );
+    page
 }
 
 async fn fill<S: SessionStore>(store: &S, count: usize) -> BTreeSet<SessionKey> {
@@ -93,23 +95,64 @@ where
 {
     let store = fixture.store();
     let staying = fill(&store, 100).await;
-    let done = Arc::new(AtomicBool::new(false));
+    let (done, passed) = (Arc::new(AtomicBool::new(false)), Arc::default());
     let traffic = tokio::spawn({
         let (store, done) = (store.clone(), Arc::clone(&done));
+        let passed: Arc<AtomicUsize> = Arc::clone(&passed);
         async move {
             while !done.load(Ordering::Relaxed) {
                 let key = new_key();
                 create(&store, &key, b"passing", LONG).await;
                 store.delete(&key).await.expect("delete");
+                passed.fetch_add(1, Ordering::Relaxed);
+                // A store that never waits would keep a failed case from ending.
+                tokio::task::yield_now().await;
             }
         }
     });
-    for _ in 0..5 {
+    let mut scans = 0;
+    // The traffic must have been there.
+    while scans < 5 || (passed.load(Ordering::Relaxed) < 50 && !traffic.is_finished()) {
         let found: BTreeSet<_> = scan(&store, 9).await.into_iter().collect();
         assert!(found.is_superset(&staying));
+        scans += 1;
     }
     done.store(true, Ordering::Relaxed);
     traffic.await.expect("traffic");
+}
+
+/// Keys that are there all the time are named although others come before one page and go before the
+/// next.
+pub async fn a_scan_keeps_its_place_when_others_come_and_go<F: Fixture>(fixture: &F)
+where
+    F::Store: ScanStore,
+{
+    let store = fixture.store();
+    let staying = fill(&store, 100).await;
+    let (mut found, mut passing) = (BTreeSet::new(), BTreeSet::new());
+    let mut from = None;
+    for _ in 0..MOST_PAGES {
+        if passing.is_empty() {
+            passing = fill(&store, 20).await;
+        } else {
+            for key in std::mem::take(&mut passing) {
+                store.delete(&key).await.expect("delete");
+            }
+        }
+        let page = page(&store, from.as_ref(), 9).await;
+        found.extend(page.keys().iter().copied());
+        from = page.into_next();
+        if from.is_none() {
+            break;
+        }
+    }
+    assert!(from.is_none(), "the scan does not end");
+    assert!(
+        found.is_superset(&staying),
+        "{} of {} keys were not named",
+        staying.difference(&found).count(),
+        staying.len()
+    );
 }
 
 /// A place that no scan of the store has ended at is an error, not a panic and not the beginning.

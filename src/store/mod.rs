@@ -3,6 +3,8 @@
 mod any;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
+#[cfg(feature = "dynamodb")]
+mod dynamodb;
 #[cfg(any(
     feature = "dynamodb",
     feature = "file",
@@ -20,6 +22,8 @@ mod memcached;
 mod memory;
 #[cfg(feature = "flask")]
 mod migrating;
+#[cfg(feature = "mongodb")]
+mod mongodb;
 #[cfg(feature = "null")]
 mod null;
 #[cfg(feature = "redis")]
@@ -43,6 +47,8 @@ use bytes::Bytes;
 
 pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
+#[cfg(feature = "dynamodb")]
+pub use self::dynamodb::{DynamoStore, DynamoStoreBuilder};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder, SyncPolicy};
 #[cfg(all(feature = "flask", feature = "memcached"))]
@@ -57,6 +63,8 @@ pub use self::memcached::{MemcachedStore, MemcachedStoreBuilder};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "flask")]
 pub use self::migrating::MigratingStore;
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::{MongoStore, MongoStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
 #[cfg(feature = "redis")]

@@ -28,8 +28,8 @@ const KEEPER: &str = r#"
 setsid "$@" </dev/null >>"$log" 2>&1 &
 echo $!
 read -r word
-kill -CONT -- -$! 2>/dev/null
-kill -KILL -- -$! 2>/dev/null
+kill -s CONT -- -$! 2>/dev/null
+kill -s KILL -- -$! 2>/dev/null
 wait
 [ "$word" = keep ] || rm -rf -- "$dir"
 "#;

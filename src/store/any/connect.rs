@@ -15,6 +15,8 @@ impl AnyStore {
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
     /// | `redis://host:6379/0`, `redis+cluster://host1,host2`, `redis+sentinel://host1,host2/mymaster`, `redis+unix:///path`; `rediss…` for TLS; `valkey…` | `RedisStore` | `redis` |
     /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
+    /// | `dynamodb://sessions?region=eu-central-1` | `DynamoStore` | `dynamodb` |
+    /// | `mongodb://host/app`, `mongodb+srv://host/app` | `MongoStore` | `mongodb` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -62,6 +64,14 @@ impl AnyStore {
             }
             #[cfg(feature = "memcached")]
             "memcached" => Ok(Self::new(crate::store::MemcachedStore::connect(url).await?)),
+            #[cfg(feature = "dynamodb")]
+            "dynamodb" => Ok(Self::with_scan(
+                crate::store::DynamoStore::connect(url).await?,
+            )),
+            #[cfg(feature = "mongodb")]
+            "mongodb" | "mongodb+srv" => Ok(Self::with_scan(
+                crate::store::MongoStore::connect(url).await?,
+            )),
             scheme => Err(unknown(scheme)),
         }
     }
@@ -88,6 +98,9 @@ const SCHEMES: &[(&str, &str)] = &[
     ("valkeys+sentinel", "redis"),
     ("valkey+unix", "redis"),
     ("memcached", "memcached"),
+    ("dynamodb", "dynamodb"),
+    ("mongodb", "mongodb"),
+    ("mongodb+srv", "mongodb"),
 ];
 
 #[cfg(feature = "redis")]

@@ -341,6 +341,22 @@ mod tests {
         assert!(counts.iter().all(|count| *count > 850), "{counts:?}");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn the_name_of_a_server_that_fails_is_looked_up_again_after_a_while() {
+        for (server, forgotten) in [("localhost:1", true), ("127.0.0.1:1", false)] {
+            let node = Node::new(server.to_owned(), 1);
+            let client = node.client().await.unwrap();
+            assert!(Arc::ptr_eq(&client, &node.client().await.unwrap()));
+            node.has_failed();
+            assert!(Arc::ptr_eq(&client, &node.client().await.unwrap()));
+            tokio::time::advance(LOOK_UP_AGAIN * 2).await;
+            assert!(Arc::ptr_eq(&client, &node.client().await.unwrap()));
+            node.has_failed();
+            let same = Arc::ptr_eq(&client, &node.client().await.unwrap());
+            assert_eq!(same, !forgotten, "{server}");
+        }
+    }
+
     #[test]
     fn errors_show_no_key_and_say_what_to_do() {
         let ambiguous = |source| Error::Ambiguous {

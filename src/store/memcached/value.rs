@@ -129,13 +129,14 @@ mod tests {
         const DAY: u64 = 24 * 3600;
         let now = Now::read();
         let kept = |ttl| i64::from(exptime(now.expiry(ttl), now));
-        assert_eq!(kept(Duration::ZERO), 2);
+        assert!((2..=3).contains(&kept(Duration::ZERO)));
         assert_eq!(kept(Duration::from_millis(1)), 3);
         assert_eq!(kept(Duration::from_millis(999)), 3);
-        assert_eq!(kept(Duration::from_secs(3600)), 3603);
+        assert!((3602..=3603).contains(&kept(Duration::from_secs(3600))));
         assert_eq!(exptime(-1, now), 2);
         // The last lifetime and the first date.
-        assert_eq!(kept(Duration::from_secs(30 * DAY - 3)), 30 * DAY as i64);
+        let last = kept(Duration::from_secs(30 * DAY - 3)) - 30 * DAY as i64;
+        assert!((-1..=0).contains(&last), "{last}");
         let today = now.millis() / 1000;
         for seconds in [30 * DAY - 2, 30 * DAY, 30 * DAY + 1, 31 * DAY, 400 * DAY] {
             let late = kept(Duration::from_secs(seconds)) - today - seconds as i64;
