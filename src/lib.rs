@@ -32,7 +32,7 @@
 //! | reach a session without its request | [`Sessions`] |
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
-//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`] |
+//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`], `docs/command-line.md` |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
 //!
@@ -44,6 +44,7 @@
 //! | `memory`, `null`, `file`, `sqlite` | a store each | `memory` |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
+//! | `cli` | the program `session-layer`, for `cargo install`; libraries do not need it | no |
 //!
 //! # Scope
 //!
