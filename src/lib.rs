@@ -89,6 +89,11 @@ pub use crate::sessions::Sessions;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
 
+/// The examples of the guide for those who come from other crates.
+#[cfg(all(doctest, feature = "axum", feature = "memory"))]
+#[doc = include_str!("../docs/from-tower-sessions.md")]
+struct FromTowerSessions;
+
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
