@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use drills::{Durable, Proxy};
 use server::Server;
 use session_layer::StoreErrorKind;
+use session_layer::conformance;
 use session_layer::store::{
     AnyStore, CreateOutcome, MySqlStore, NewRecord, Revision, SessionStore, TouchOutcome,
     UpdateOutcome,
@@ -146,6 +147,20 @@ async fn an_application_may_start_before_its_server() {
     assert!(start.elapsed() < Duration::from_millis(500));
     drills::started_before_its_server(&mut server, &url).await;
     assert!(drills::creates(&store).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MariaDB: run tests/run"]
+async fn an_application_may_start_while_its_server_is_frozen() {
+    let server = victim().await;
+    let url = format!("{}?table={}", mysql::url(&server), table());
+    server.freeze();
+    let start = Instant::now();
+    let store = MySqlStore::connect(&url).await.unwrap();
+    assert_eq!(kind(store.load(&key(0)).await), StoreErrorKind::Timeout);
+    assert!(start.elapsed() < Duration::from_millis(3000 + 1500 + 500));
+    server.thaw();
+    put(&store, 0, b"").await;
 }
 
 async fn proxied() -> (Proxy, String) {
@@ -358,6 +373,27 @@ async fn a_create_waits_for_another_and_sees_what_came_of_it() {
         let store = store.clone();
         let verb = async move { store.create(&key(n), &new(b"")).await.unwrap() };
         assert_eq!(racing(&table, &insert, end, verb).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MariaDB: run tests/run"]
+async fn the_isolation_level_changes_no_answer() {
+    for level in ["READ COMMITTED", "SERIALIZABLE"] {
+        let set = format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}");
+        let options = MySqlPoolOptions::new().after_connect(move |connection, _| {
+            let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
+            Box::pin(async move { connection.execute(set).await.map(drop) })
+        });
+        let pool = options.connect(&url().await).await.unwrap();
+        let tables = Tables {
+            store: on_pool(&pool).await,
+            other: on_pool(&pool).await,
+        };
+        conformance::racing_creators_have_one_winner(&tables).await;
+        conformance::creators_racing_over_an_expired_record_have_one_winner(&tables).await;
+        conformance::racing_updaters_of_one_revision_have_one_winner(&tables).await;
+        conformance::a_racing_delete_is_final(&tables).await;
     }
 }
 

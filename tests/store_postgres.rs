@@ -142,6 +142,20 @@ async fn an_application_may_start_before_its_server() {
     assert!(drills::creates(&store).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs PostgreSQL: run tests/run"]
+async fn an_application_may_start_while_its_server_is_frozen() {
+    let server = victim().await;
+    let url = format!("{}?table={}", postgres::url(&server, "postgres"), table());
+    server.freeze();
+    let start = Instant::now();
+    let store = PostgresStore::connect(&url).await.unwrap();
+    assert_eq!(kind(store.load(&key(0)).await), StoreErrorKind::Timeout);
+    assert!(start.elapsed() < Duration::from_millis(3000 + 1500 + 500));
+    server.thaw();
+    put(&store, 0, b"").await;
+}
+
 async fn proxied() -> (Proxy, String) {
     let url = url().await;
     let port = url.rsplit_once(':').unwrap().1.split('/').next().unwrap();

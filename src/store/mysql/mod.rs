@@ -145,10 +145,11 @@ impl MySqlStore {
 
     /// Settings for a store on a pool of yours.
     ///
-    /// The store takes a connection from it for each statement. sqlx's pool waits for a connection for
-    /// up to 30 seconds, of which the store waits only one: set `acquire_timeout` to as much. Keep
-    /// `test_before_acquire`, or a restart of the server costs a failed request for each connection in
-    /// the pool. The pool asks for a sign of life after each statement, too, but nobody waits for it.
+    /// The store takes a connection from it for each statement, and waits for one for two thirds of its
+    /// [timeout](MySqlStoreBuilder::with_timeout), whatever the pool's `acquire_timeout`. The pool makes sure of
+    /// a connection before each statement (`test_before_acquire`) and after it, which is two more round
+    /// trips; without the one before, a restart of the server costs a failed request for each
+    /// connection.
     pub fn builder_from_pool(pool: MySqlPool) -> MySqlStoreBuilder {
         MySqlStoreBuilder {
             origin: Origin::Given(pool),

@@ -33,14 +33,10 @@ impl Sql {
         // statement says what it found. How many rows it changed does not tell: MySQL counts an
         // INSERT and an untouched row alike, and a row that is not there like one that does not match.
         let found = format!("LAST_INSERT_ID(IF(expires_at <= {now}, 0, IF(revision = ?, 1, 2)))");
-        // The hint, because a table with few live rows looks as if its index on the expiry were as
-        // good; that would lock other rows, in another order than others do.
-        let change = |set: &str| {
-            format!(
-                "UPDATE `{name}` FORCE INDEX (PRIMARY) SET {set} \
-                 WHERE session_key = ? AND {found} = 1"
-            )
-        };
+        // The expiry is within the call, where no index serves: the row is found, and locked, by its
+        // key. With few live rows the index on the expiry would look as good, and lock others.
+        let change =
+            |set: &str| format!("UPDATE `{name}` SET {set} WHERE session_key = ? AND {found} = 1");
         Ok(Self {
             table: table.to_owned(),
             schema: format!(
