@@ -4,15 +4,26 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use http::HeaderValue;
+use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::commit;
+use crate::commit::{self, First};
 use crate::cookie::CookieHeaders;
 use crate::error::{SessionError, SessionErrorKind};
-use crate::id::SessionKey;
+use crate::id::{SessionId, SessionKey};
 use crate::request::{Inner, Loaded, Source};
 use crate::shared::Finish;
-use crate::state::{CookieAction, Ending, Identity, Plan, State, StoreAction};
+use crate::state::{
+    CookieAction, Draft, Ending, Identity, Plan, Settled, State, StoreAction, Work,
+};
+
+/// What is left to do once a commit has been planned.
+enum Begun {
+    /// Nothing in the store.
+    Nothing,
+    Drafted(Plan),
+    Work(Plan, Box<Work>),
+}
 
 /// What the response tells the browser.
 #[derive(Debug, Default)]
@@ -25,34 +36,133 @@ impl Inner {
     /// Stores what has been done so far. The `last` commit of a request draws a line: what was done
     /// before it, and is not stored by it, is dropped.
     async fn commit(&self, loaded: &Loaded, edits: bool, last: bool) -> Result<(), SessionError> {
-        let shared = &*self.shared;
-        let mut too_late = None;
-        let mut work = {
-            let mut state = loaded.state();
-            let mut plan = state.plan(edits);
-            if self.head_sent.load(Ordering::Acquire) && plan.needs_cookie {
-                too_late = Some(SessionError::new(
-                    SessionErrorKind::CookieTooLate,
-                    "this change needs a cookie, which can no longer be sent",
-                ));
-                // A logout needs none, and never has to wait.
-                plan = Plan::end_only(plan.end);
-            } else if last {
-                drop_unplanned(&mut state, plan);
-            }
-            if !plan.end && plan.store == StoreAction::Nothing {
-                state.accept(plan);
-                return too_late.map_or(Ok(()), Err);
-            }
-            state.begin(plan, last, shared.now())
+        let now = self.shared.now();
+        // Made here, where it is to stay: it is large.
+        let mut draft = None;
+        let (plan, work) = match self.begin(loaded, edits, last, now, &mut draft)? {
+            Begun::Nothing => return Ok(()),
+            Begun::Drafted(plan) => (plan, None),
+            Begun::Work(plan, work) => (plan, Some(work)),
         };
         let span = tracing::debug_span!(
             "session_commit",
-            session.key = work.stored.as_ref().map(|stored| tracing::field::display(stored.key)),
-            end = work.plan.end,
-            action = ?work.plan.store,
+            session.key = loaded.state().identity().key().map(tracing::field::display),
+            end = plan.end,
+            action = ?plan.store,
         );
-        let (outcome, result) = commit::perform(shared, &mut work).instrument(span).await;
+        if let Some(work) = work {
+            return Box::pin(self.perform(loaded, work, None).instrument(span)).await;
+        }
+        let Some(draft) = &mut draft else {
+            return Ok(());
+        };
+        // Entering a span that nobody listens to still costs something, at each poll.
+        let first = if span.is_disabled() {
+            commit::attempt(&self.shared, draft).await
+        } else {
+            let attempt = commit::attempt(&self.shared, draft);
+            Box::pin(attempt.instrument(span.clone())).await
+        };
+        let settled = match first {
+            Ok(First::Written(token)) => Ok(Settled::Written(token)),
+            Ok(First::Gone) => Ok(Settled::Ended),
+            Ok(First::Conflict(deadline)) => {
+                let Some(work) = loaded.state().begin_again(draft) else {
+                    return Ok(());
+                };
+                let work = self.perform(loaded, Box::new(work), Some(deadline));
+                return Box::pin(work.instrument(span)).await;
+            }
+            Err(error) => Err(error),
+        };
+        let _entered = (!span.is_disabled()).then(|| span.enter());
+        self.settle(loaded, draft, settled)
+    }
+
+    /// Plans, and prepares what the plan asks for: a `draft` where that will do, or else work.
+    fn begin(
+        &self,
+        loaded: &Loaded,
+        edits: bool,
+        last: bool,
+        now: u64,
+        draft: &mut Option<Draft>,
+    ) -> Result<Begun, SessionError> {
+        let mut state = loaded.state();
+        let plan = state.plan(edits);
+        if plan.needs_cookie && self.head_sent.load(Ordering::Acquire) {
+            let error = SessionError::new(
+                SessionErrorKind::CookieTooLate,
+                "this change needs a cookie, which can no longer be sent",
+            );
+            if !plan.end {
+                return Err(error);
+            }
+            // A logout needs none, and never has to wait.
+            let plan = Plan::end_only(true);
+            let mut work = state.begin(plan, last, now);
+            work.too_late = Some(error);
+            return Ok(Begun::Work(plan, Box::new(work)));
+        }
+        if last {
+            drop_unplanned(&mut state, plan);
+        }
+        if !plan.end && plan.store == StoreAction::Nothing {
+            state.accept(plan);
+            return Ok(Begun::Nothing);
+        }
+        // What was read of a session that others are changing is most likely out of date.
+        let key = state.identity().key();
+        let contended = key.is_some_and(|key| self.shared.queues.is_contended(&key));
+        let fresh = match plan.store {
+            // What fails here fails again there.
+            StoreAction::Create => SessionId::generate().ok(),
+            _ => None,
+        };
+        if !contended {
+            *draft = state.draft(plan, last, fresh, &self.shared.policy, now);
+        }
+        Ok(match draft {
+            Some(_) => Begun::Drafted(plan),
+            None => Begun::Work(plan, Box::new(state.begin(plan, last, now))),
+        })
+    }
+
+    /// Takes note of what became of the one call that does for most commits.
+    fn settle(
+        &self,
+        loaded: &Loaded,
+        draft: &mut Draft,
+        settled: Result<Settled, SessionError>,
+    ) -> Result<(), SessionError> {
+        let (settled, result) = match settled {
+            Ok(settled) => (settled, Ok(())),
+            Err(error) => (Settled::Failed, Err(error)),
+        };
+        if result.is_err() && draft.is_last() {
+            let key = draft.seen.as_ref().map(|_| draft.key);
+            edits_dropped(key, "they could not be stored");
+        }
+        let policy = &self.shared.policy;
+        if loaded.state().settle_draft(draft, settled, policy) {
+            self.replay_later_edits(loaded);
+        }
+        result
+    }
+
+    /// Everything else. `conflict`: a first attempt has met one; with the commit's deadline, if that
+    /// runs.
+    async fn perform(
+        &self,
+        loaded: &Loaded,
+        mut work: Box<Work>,
+        conflict: Option<Option<Instant>>,
+    ) -> Result<(), SessionError> {
+        let shared = &*self.shared;
+        let (outcome, result) = match conflict {
+            None => commit::perform(shared, &mut work).await,
+            Some(deadline) => commit::go_on(shared, &mut work, deadline).await,
+        };
         let key = work.stored.as_ref().map(|stored| stored.key);
         let replay = loaded.state().settle(&mut work, outcome, &shared.policy);
         if result.is_err() && work.is_lost() {
@@ -61,7 +171,7 @@ impl Inner {
         if replay {
             self.replay_later_edits(loaded);
         }
-        too_late.map_or(result, Err)
+        work.too_late.take().map_or(result, Err)
     }
 
     /// Does edits that came while a commit was under way again on the data that it found. Runs
@@ -83,7 +193,7 @@ impl Inner {
     /// `Session::save`: a commit in the middle of a request, or after one.
     pub(crate) async fn save(self: Arc<Self>) -> Result<(), SessionError> {
         let loaded = self.load().await?;
-        let _turn = loaded.committing.lock().await;
+        let _turn = self.turn().await;
         let had_session = matches!(loaded.state().identity(), Identity::Stored(_));
         self.commit(loaded, true, false).await?;
         let mut state = loaded.state();
@@ -123,7 +233,11 @@ impl Inner {
     /// The answer, after whatever has to be done in the store.
     pub(crate) async fn answer(self: Arc<Self>, edits: bool) -> Answer {
         let flush = self.flush_unloaded.load(Ordering::Acquire);
-        let loaded = match self.load().await {
+        let loaded = match self.loaded() {
+            Some(Ok(loaded)) if !flush => Ok(loaded),
+            _ => Box::pin(self.load()).await,
+        };
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(error) => {
                 self.head_sent.store(true, Ordering::Release);
@@ -134,7 +248,7 @@ impl Inner {
                 };
             }
         };
-        let _turn = loaded.committing.lock().await;
+        let _turn = self.turn().await;
         let result = self.commit(loaded, edits, true).await;
         let mut state = loaded.state();
         self.close(&mut state, result.err())
@@ -171,9 +285,8 @@ impl Inner {
         self.head_sent.store(true, Ordering::Release);
         if flush {
             let inner = Arc::clone(self);
-            drop(Finish::new(&self.shared.background, async move {
-                inner.answer(false).await;
-            }));
+            let answer = Box::pin(async move { drop(inner.answer(false).await) });
+            drop(Finish::new(&self.shared.background, answer));
         }
     }
 }
@@ -205,19 +318,20 @@ impl Inner {
         let source = std::mem::replace(&mut self.source, Source::Cookies(CookieHeaders::None));
         let again = Self::new(Arc::clone(&self.shared), source);
         again.head_sent.store(true, Ordering::Release);
-        drop(Finish::new(&self.shared.background, async move {
+        let flush = Box::pin(async move {
             if let Ok(loaded) = again.load().await {
                 loaded.state().flush(&again.shared.policy);
                 // A failure has already been reported.
                 let _ = again.commit(loaded, false, true).await;
             }
-        }));
+        });
+        drop(Finish::new(&self.shared.background, flush));
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let Some(Ok(loaded)) = self.loaded.get_mut() else {
+        let Some(loaded) = self.loaded.get_mut() else {
             return self.flush_at_last();
         };
         let state = loaded
@@ -232,13 +346,14 @@ impl Drop for Inner {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        drop(Finish::new(&self.shared.background, async move {
-            let mut state = State::without_record(&shared.policy, Identity::Anonymous, false);
+        let end = Box::pin(async move {
+            let mut state = State::new(&shared.policy);
             state.end_also(endings);
             let plan: Plan = state.plan(false);
             let mut work = state.begin(plan, true, shared.now());
             // A failure has already been reported.
             let _ = commit::perform(&shared, &mut work).await;
-        }));
+        });
+        drop(Finish::new(&self.shared.background, end));
     }
 }

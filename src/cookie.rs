@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, SET_COOKIE, VARY};
+use http::header::{CACHE_CONTROL, Entry, HeaderMap, HeaderValue, SET_COOKIE, VARY};
 
 use crate::config::{CookieSettings, SameSite};
 
@@ -162,7 +162,14 @@ impl CookieTemplate {
             let pair = split(value.as_bytes(), b';').next().unwrap_or_default();
             memchr::memchr(b'=', pair).is_some_and(|at| trim(&pair[..at]) == self.name.as_bytes())
         };
-        if headers.get_all(SET_COOKIE).iter().any(same_name) {
+        let before = match headers.entry(SET_COOKIE) {
+            Entry::Vacant(none) => {
+                none.insert(set_cookie);
+                return make_private(headers);
+            }
+            Entry::Occupied(before) => before,
+        };
+        if before.iter().any(same_name) {
             let others: Vec<_> = headers
                 .get_all(SET_COOKIE)
                 .iter()
@@ -186,16 +193,19 @@ pub(crate) fn vary_on_cookie(headers: &mut HeaderMap) {
             .map(trim)
             .any(|field| field == b"*" || field.eq_ignore_ascii_case(b"cookie"))
     };
-    if !headers.get_all(VARY).iter().any(says_so) {
-        headers.append(VARY, HeaderValue::from_static("Cookie"));
+    const COOKIE: HeaderValue = HeaderValue::from_static("Cookie");
+    match headers.entry(VARY) {
+        Entry::Vacant(none) => drop(none.insert(COOKIE)),
+        Entry::Occupied(before) if before.iter().any(says_so) => {}
+        Entry::Occupied(mut before) => before.append(COOKIE),
     }
 }
 
 /// Rewrites `Cache-Control` so that no shared cache keeps the response.
 fn make_private(headers: &mut HeaderMap) {
     const PRIVATE: HeaderValue = HeaderValue::from_static("private");
-    if !headers.contains_key(CACHE_CONTROL) {
-        headers.insert(CACHE_CONTROL, PRIVATE);
+    if let Entry::Vacant(none) = headers.entry(CACHE_CONTROL) {
+        none.insert(PRIVATE);
         return;
     }
     let mut kept = Vec::new();

@@ -1,20 +1,19 @@
 //! What a request has done to its session: applied to what it saw, and kept to be applied again.
 
-use bytes::Bytes;
-
 use crate::error::{SessionError, SessionErrorKind};
-use crate::payload::{Format, Meta, Payload};
+use crate::few::Few;
+use crate::payload::{Format, Meta, Payload, Value};
 
 /// A closure given to `update`, with the typing worked in. It runs again on whatever the key holds
 /// when the session turns out to have changed meanwhile.
 pub(crate) type Updater =
-    Box<dyn FnMut(Option<&[u8]>, Format) -> Result<Bytes, SessionError> + Send>;
+    Box<dyn FnMut(Option<&[u8]>, Format) -> Result<Value, SessionError> + Send>;
 
 /// The edits that one attempt to write takes along.
 #[derive(Default)]
 pub(crate) struct Batch {
     cleared: bool,
-    keys: Vec<KeyEdits>,
+    keys: Few<KeyEdits>,
     lifetime: Option<Option<u64>>,
     permanent: Option<bool>,
     /// Something that was taken turned out to be gone, or to be something else.
@@ -24,34 +23,34 @@ pub(crate) struct Batch {
 }
 
 struct KeyEdits {
-    key: Box<str>,
+    key: Value,
     /// The last edit that does not depend on what was there.
     base: Base,
     /// What was done to the result.
     updates: Vec<Updater>,
     /// The outcome, on the data that the request saw last.
-    current: Option<Bytes>,
+    current: Option<Value>,
 }
 
 enum Base {
     Stored,
     /// `None` while nothing was done to it: it is then `current`, and need not be kept twice.
-    Set(Option<Bytes>),
+    Set(Option<Value>),
     Removed,
     /// Removed, with the value that the request has got for it.
-    Taken(Bytes),
+    Taken(Value),
 }
 
 /// What a batch says of a key.
 pub(crate) enum Said<'a> {
     Nothing,
-    Value(&'a Bytes),
+    Value(&'a Value),
     Absent,
 }
 
 impl Batch {
     pub(crate) fn get(&self, key: &str) -> Said<'_> {
-        match self.keys.iter().find(|edits| *edits.key == *key) {
+        match self.keys.iter().find(|edits| edits.is_of(key)) {
             Some(edits) => edits.current.as_ref().map_or(Said::Absent, Said::Value),
             None if self.cleared => Said::Absent,
             None => Said::Nothing,
@@ -59,7 +58,7 @@ impl Batch {
     }
 
     /// Answers the closures that this makes superfluous, as do the next ones.
-    pub(crate) fn set(&mut self, key: &str, value: Bytes, format: Format) -> Vec<Updater> {
+    pub(crate) fn set(&mut self, key: &str, value: Value, format: Format) -> Vec<Updater> {
         self.format = Some(format);
         let edits = self.edits_of(key);
         edits.base = Base::Set(None);
@@ -75,7 +74,7 @@ impl Batch {
     }
 
     /// Removes what the request is going to use.
-    pub(crate) fn take(&mut self, key: &str, value: Bytes) -> Vec<Updater> {
+    pub(crate) fn take(&mut self, key: &str, value: Value) -> Vec<Updater> {
         let edits = self.edits_of(key);
         // What the request has put there itself, nobody else can take.
         edits.base = match edits.base {
@@ -91,7 +90,7 @@ impl Batch {
     }
 
     /// Keeps `updater`, whose outcome on what is there now is `value`.
-    pub(crate) fn update(&mut self, key: &str, updater: Updater, value: Bytes, format: Format) {
+    pub(crate) fn update(&mut self, key: &str, updater: Updater, value: Value, format: Format) {
         self.format = Some(format);
         let edits = self.edits_of(key);
         if let Base::Set(set @ None) = &mut edits.base {
@@ -103,15 +102,13 @@ impl Batch {
 
     /// Takes back what was done to a key, because it comes to nothing.
     pub(crate) fn forget(&mut self, key: &str) -> Vec<Updater> {
-        match self.keys.iter().position(|edits| *edits.key == *key) {
-            Some(at) => self.keys.remove(at).updates,
-            None => Vec::new(),
-        }
+        let edits = self.keys.take(|edits| edits.is_of(key));
+        edits.map_or_else(Vec::new, |edits| edits.updates)
     }
 
     pub(crate) fn clear(&mut self) -> Vec<Updater> {
         self.cleared = true;
-        let keys = self.keys.drain(..);
+        let keys = std::mem::take(&mut self.keys).into_iter();
         keys.flat_map(|edits| edits.updates).collect()
     }
 
@@ -131,14 +128,15 @@ impl Batch {
         self.cleared
     }
 
-    /// Whether applying this to `base` would make a difference.
-    pub(crate) fn changes(&self, base: &Payload, meta: &Meta) -> bool {
+    /// Whether applying this to `base` after the batches `before` would make a difference; `meta` is
+    /// theirs.
+    pub(crate) fn changes(&self, base: &Payload, before: &[Self], meta: &Meta) -> bool {
         self.cleared
             || self.changes_cookie(meta)
             || self
                 .keys
                 .iter()
-                .any(|edits| edits.current.as_deref() != base.get(&edits.key))
+                .any(|edits| edits.current.as_deref() != peek(base, before, edits.key()))
     }
 
     pub(crate) fn changes_cookie(&self, meta: &Meta) -> bool {
@@ -161,24 +159,6 @@ impl Batch {
         }
     }
 
-    /// Lays the outcome over `entries`.
-    pub(crate) fn apply_to_entries<'a>(&'a self, entries: &mut Vec<(&'a str, &'a [u8])>) {
-        if self.cleared {
-            entries.clear();
-        }
-        for edits in &self.keys {
-            let at = entries.iter().position(|(key, _)| *key == &*edits.key);
-            match (at, &edits.current) {
-                (Some(at), Some(value)) => entries[at].1 = value,
-                (Some(at), None) => {
-                    entries.remove(at);
-                }
-                (None, Some(value)) => entries.push((&edits.key, value)),
-                (None, None) => {}
-            }
-        }
-    }
-
     /// Does it all again on other data: `base`, under the outcome of the batches `before`.
     fn replay(&mut self, base: &Payload, before: &[Self]) -> Result<(), SessionError> {
         if self.format.is_some_and(|format| format != base.format()) {
@@ -189,17 +169,17 @@ impl Batch {
                 "the session changed its format meanwhile",
             ));
         }
-        for edits in &mut self.keys {
+        for edits in self.keys.iter_mut() {
             let mut value = match &edits.base {
                 Base::Set(None) => edits.current.take(),
                 Base::Set(value) => value.clone(),
                 Base::Removed => None,
                 Base::Taken(value) => {
-                    self.lost_taken |= look_up(base, before, &edits.key).as_ref() != Some(value);
+                    self.lost_taken |= peek(base, before, edits.key()) != Some(&**value);
                     None
                 }
                 Base::Stored if self.cleared => None,
-                Base::Stored => look_up(base, before, &edits.key),
+                Base::Stored => look_up(base, before, edits.key()),
             };
             for updater in &mut edits.updates {
                 value = Some(updater(value.as_deref(), base.format())?);
@@ -210,53 +190,96 @@ impl Batch {
     }
 
     fn edits_of(&mut self, key: &str) -> &mut KeyEdits {
-        let at = match self.keys.iter().position(|edits| *edits.key == *key) {
-            Some(at) => at,
-            None => {
-                self.keys.push(KeyEdits {
-                    key: key.into(),
-                    base: Base::Stored,
-                    updates: Vec::new(),
-                    current: None,
-                });
-                self.keys.len() - 1
-            }
-        };
-        &mut self.keys[at]
+        self.keys.find_or_push(
+            |edits| edits.is_of(key),
+            || KeyEdits {
+                key: Value::from(key),
+                base: Base::Stored,
+                updates: Vec::new(),
+                current: None,
+            },
+        )
     }
+}
+
+impl KeyEdits {
+    fn is_of(&self, key: &str) -> bool {
+        *self.key == *key.as_bytes()
+    }
+
+    fn key(&self) -> &str {
+        // Made from a `str`.
+        std::str::from_utf8(&self.key).unwrap_or_default()
+    }
+}
+
+/// What `batches` say of a key, all together.
+fn said<'a>(batches: &'a [Batch], key: &str) -> Said<'a> {
+    let said = batches.iter().rev().map(|batch| batch.get(key));
+    let mut said = said.skip_while(|said| matches!(said, Said::Nothing));
+    said.next().unwrap_or(Said::Nothing)
 }
 
 /// The value of `key` in `base` after `batches`, in place.
 pub(crate) fn peek<'a>(base: &'a Payload, batches: &'a [Batch], key: &str) -> Option<&'a [u8]> {
-    for batch in batches.iter().rev() {
-        match batch.get(key) {
-            Said::Value(value) => return Some(value),
-            Said::Absent => return None,
-            Said::Nothing => {}
-        }
+    match said(batches, key) {
+        Said::Value(value) => Some(value),
+        Said::Absent => None,
+        Said::Nothing => base.get(key),
     }
-    base.get(key)
 }
 
 /// The value of `key` in `base` after `batches`.
-pub(crate) fn look_up(base: &Payload, batches: &[Batch], key: &str) -> Option<Bytes> {
-    for batch in batches.iter().rev() {
-        match batch.get(key) {
-            Said::Value(value) => return Some(value.clone()),
-            Said::Absent => return None,
-            Said::Nothing => {}
+pub(crate) fn look_up(base: &Payload, batches: &[Batch], key: &str) -> Option<Value> {
+    match said(batches, key) {
+        Said::Value(value) => Some(value.clone()),
+        Said::Absent => None,
+        Said::Nothing => base.get_owned(key),
+    }
+}
+
+/// What `batches` do to the data, all together, after the last of them that drops what was there.
+#[derive(Clone, Copy)]
+pub(crate) struct Changes<'a> {
+    pub(crate) clears: bool,
+    batches: &'a [Batch],
+}
+
+impl<'a> Changes<'a> {
+    pub(crate) fn of(batches: &'a [Batch]) -> Self {
+        let clear = batches.iter().rposition(Batch::is_clear);
+        Self {
+            clears: clear.is_some(),
+            batches: batches.get(clear.unwrap_or(0)..).unwrap_or_default(),
         }
     }
-    base.get_shared(key)
+
+    /// Each key once, with its value unless it is gone.
+    pub(crate) fn each(self, mut take: impl FnMut(&'a str, Option<&'a [u8]>)) {
+        for (at, batch) in self.batches.iter().enumerate() {
+            let later = self.batches.get(at + 1..).unwrap_or_default();
+            for edits in batch.keys.iter() {
+                let is_said_later =
+                    |batch: &Batch| batch.keys.iter().any(|later| later.key == edits.key);
+                if !later.iter().any(is_said_later) {
+                    take(edits.key(), edits.current.as_deref());
+                }
+            }
+        }
+    }
 }
 
 /// All of `base` after `batches`.
 pub(crate) fn entries<'a>(base: &'a Payload, batches: &'a [Batch]) -> Vec<(&'a str, &'a [u8])> {
+    let changes = Changes::of(batches);
     let mut entries = Vec::with_capacity(base.len() + 4);
-    entries.extend(base.iter());
-    for batch in batches {
-        batch.apply_to_entries(&mut entries);
+    if !changes.clears {
+        entries.extend(base.iter());
     }
+    changes.each(|key, value| {
+        entries.retain(|(before, _)| *before != key);
+        entries.extend(value.map(|value| (key, value)));
+    });
     entries
 }
 

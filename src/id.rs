@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use base64_simd::{AsOut, URL_SAFE_NO_PAD};
-use rand::rngs::SysRng;
-use rand::{Rng, TryRng};
+use rand::Rng;
 use sha2::{Digest, Sha256};
 
+use crate::entropy;
 use crate::error::{SessionError, SessionErrorKind};
 
 /// 32 bytes from the operating system's generator. Lives in the cookie and nowhere else.
@@ -18,15 +18,13 @@ impl SessionId {
     pub(crate) const LEN: usize = 32;
 
     pub(crate) fn generate() -> Result<Self, SessionError> {
-        let mut bytes = [0; Self::LEN];
-        SysRng.try_fill_bytes(&mut bytes).map_err(|error| {
+        entropy::draw().map(Self).map_err(|error| {
             SessionError::new(
                 SessionErrorKind::Store,
                 "the system's random number generator failed",
             )
             .with_source(error)
-        })?;
-        Ok(Self(bytes))
+        })
     }
 
     pub(crate) fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
@@ -88,6 +86,8 @@ impl fmt::Debug for SessionId {
 /// # Ok::<(), session_layer::ParseKeyError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+// Whole words, which processors copy without waiting for one another's overlap.
+#[repr(align(8))]
 pub struct SessionKey {
     text: [u8; Self::LEN],
     #[cfg(feature = "flask")]

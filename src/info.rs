@@ -99,7 +99,7 @@ mod tests {
                 permanent: Some(false),
                 ..Meta::default()
             };
-            let payload = Payload::encode(format, &meta, std::iter::empty());
+            let payload = Payload::empty(format).changed(&meta, &[]);
             let info = of(payload.bytes().clone()).unwrap();
             let began = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
             assert_eq!(info.created_at(), Some(began));

@@ -21,7 +21,7 @@ use crate::flask::FlaskCookies;
 use crate::lazy::LazySession;
 use crate::request::Inner;
 use crate::sessions::Sessions;
-use crate::shared::{Finish, Shared};
+use crate::shared::{Finish, Shared, Task};
 #[cfg(feature = "flask")]
 use crate::signing::Signer;
 use crate::signing::SigningKeys;
@@ -335,41 +335,44 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
-            match this.stage.as_mut().project() {
-                StageProjection::Handling { handler } => {
-                    let result = ready!(handler.poll(cx));
-                    let Some(session) = this.session.take() else {
-                        return Poll::Ready(result);
-                    };
-                    let inner = session.inner();
-                    let server_error = !matches!(&result, Ok(r) if !r.status().is_server_error());
-                    let edits =
-                        !server_error || inner.shared.policy.server_errors == ServerErrors::Commit;
-                    if let Some(answer) = inner.answer_now(edits) {
-                        return Poll::Ready(finish(inner, answer, result, this.on_error));
-                    }
-                    let commit = Arc::clone(inner).answer(edits);
-                    let answer = Finish::new(&inner.shared.background, commit);
-                    this.stage.set(Stage::Committing {
-                        session,
-                        answer,
-                        result: Some(result),
-                    });
+        match this.stage.as_mut().project() {
+            StageProjection::Handling { handler } => {
+                let result = ready!(handler.poll(cx));
+                let Some(session) = this.session.take() else {
+                    return Poll::Ready(result);
+                };
+                let inner = session.inner();
+                let server_error = !matches!(&result, Ok(r) if !r.status().is_server_error());
+                let edits =
+                    !server_error || inner.shared.policy.server_errors == ServerErrors::Commit;
+                if let Some(answer) = inner.answer_now(edits) {
+                    return Poll::Ready(finish(inner, answer, result, this.on_error));
                 }
-                StageProjection::Committing {
+                let mut commit: Task<Answer> = Box::pin(Arc::clone(inner).answer(edits));
+                // Most stores that answer at once leave nothing to wait for.
+                if let Poll::Ready(answer) = commit.as_mut().poll(cx) {
+                    return Poll::Ready(finish(inner, answer, result, this.on_error));
+                }
+                let answer = Finish::new(&inner.shared.background, commit);
+                this.stage.set(Stage::Committing {
                     session,
                     answer,
-                    result,
-                } => {
-                    let answer = ready!(Pin::new(answer).poll(cx));
-                    return match result.take() {
-                        Some(result) => {
-                            Poll::Ready(finish(session.inner(), answer, result, this.on_error))
-                        }
-                        // Polled again after it was done.
-                        None => Poll::Pending,
-                    };
+                    result: Some(result),
+                });
+                Poll::Pending
+            }
+            StageProjection::Committing {
+                session,
+                answer,
+                result,
+            } => {
+                let answer = ready!(Pin::new(answer).poll(cx));
+                match result.take() {
+                    Some(result) => {
+                        Poll::Ready(finish(session.inner(), answer, result, this.on_error))
+                    }
+                    // Polled again after it was done.
+                    None => Poll::Pending,
                 }
             }
         }

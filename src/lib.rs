@@ -33,7 +33,7 @@
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
 //! | read all of it from the environment or a file | [`SessionSettings`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
-//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`] |
+//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`], `docs/command-line.md` |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
 //!
@@ -46,6 +46,7 @@
 //! | `flask` | Flask-Session's cookies and, with `redis` or `memcached`, its sessions | no |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
+//! | `cli` | the program `session-layer`, for `cargo install`; libraries do not need it | no |
 //!
 //! # Scope
 //!
@@ -68,9 +69,11 @@ mod config;
 pub mod conformance;
 mod cookie;
 mod edits;
+mod entropy;
 mod error;
 #[cfg(feature = "axum")]
 mod extract;
+mod few;
 #[cfg(feature = "flask")]
 mod flask;
 mod id;
@@ -103,6 +106,11 @@ pub use crate::sessions::Sessions;
 pub use crate::settings::SessionSettings;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
+
+/// The examples of the guide for those who come from other crates.
+#[cfg(all(doctest, feature = "axum", feature = "memory"))]
+#[doc = include_str!("../docs/from-tower-sessions.md")]
+struct FromTowerSessions;
 
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]

@@ -3,16 +3,14 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-
-use tokio::sync::OnceCell;
 
 use crate::cookie::CookieHeaders;
 use crate::edits::Updater;
 use crate::error::SessionError;
 use crate::id::SessionKey;
-use crate::shared::{Found, Shared};
+use crate::shared::{Found, Live, Shared};
 use crate::signing::{Rejected, Verified};
 use crate::state::{Identity, Seen, State, Stored, is_cookie_due, is_due};
 
@@ -21,7 +19,10 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) source: Source,
     /// Boxed, because most requests never load their session.
-    pub(crate) loaded: OnceCell<Result<Box<Loaded>, SessionError>>,
+    pub(crate) loaded: OnceLock<Box<Loaded>>,
+    failed: OnceLock<SessionError>,
+    /// Whose turn it is to load the session, or to store it: one at a time.
+    turn: tokio::sync::Mutex<()>,
     /// A `flush` was asked for that the loaded session does not know of yet.
     pub(crate) flush_unloaded: AtomicBool,
     /// No cookie can be set any more.
@@ -35,16 +36,16 @@ pub(crate) enum Source {
 
 pub(crate) struct Loaded {
     pub(crate) state: Mutex<State>,
-    /// One commit at a time.
-    pub(crate) committing: tokio::sync::Mutex<()>,
 }
 
 impl Loaded {
-    fn new(state: State) -> Box<Self> {
-        Box::new(Self {
-            state: Mutex::new(state),
-            committing: tokio::sync::Mutex::new(()),
-        })
+    /// Filled in where it is to stay: it is too large to be moved about.
+    fn new(shared: &Shared, fill: impl FnOnce(&mut State)) -> Box<Self> {
+        let state = Mutex::new(State::new(&shared.policy));
+        let mut loaded = Box::new(Self { state });
+        let state = loaded.state.get_mut();
+        fill(state.unwrap_or_else(PoisonError::into_inner));
+        loaded
     }
 
     pub(crate) fn state(&self) -> StateGuard<'_> {
@@ -52,7 +53,7 @@ impl Loaded {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         StateGuard {
             state,
-            litter: Vec::new(),
+            litter: None,
         }
     }
 }
@@ -62,7 +63,7 @@ impl Loaded {
 pub(crate) struct StateGuard<'a> {
     // In this order: first unlocked, then dropped.
     state: MutexGuard<'a, State>,
-    litter: Vec<Updater>,
+    litter: Option<Vec<Updater>>,
 }
 
 impl Deref for StateGuard<'_> {
@@ -81,7 +82,9 @@ impl DerefMut for StateGuard<'_> {
 
 impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        self.litter = self.state.take_litter();
+        if self.state.has_litter() {
+            self.litter = Some(self.state.take_litter());
+        }
     }
 }
 
@@ -90,7 +93,9 @@ impl Inner {
         Self {
             shared,
             source,
-            loaded: OnceCell::new(),
+            loaded: OnceLock::new(),
+            failed: OnceLock::new(),
+            turn: tokio::sync::Mutex::new(()),
             flush_unloaded: AtomicBool::new(false),
             head_sent: AtomicBool::new(false),
         }
@@ -104,24 +109,37 @@ impl Inner {
     }
 
     pub(crate) async fn load(&self) -> Result<&Loaded, SessionError> {
-        let loaded =
-            self.loaded
-                .get_or_init(|| async {
-                    match &self.source {
-                        Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(
-                            State::without_record(&self.shared.policy, Identity::Anonymous, false),
-                        )),
-                        // Boxed, because the handler's future holds this one: axum boxes that, and
-                        // allocations over a kilobyte are slow.
-                        Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
-                        Source::Key(key) => Box::pin(self.look_up(key)).await,
-                    }
-                })
-                .await
-                .as_deref()
-                .map_err(Clone::clone)?;
+        if self.loaded().is_none() {
+            let _turn = self.turn().await;
+            if self.loaded().is_none() {
+                let found = match &self.source {
+                    Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(&self.shared, |_| {})),
+                    // Boxed, because the handler's future holds this one, and is moved before it runs.
+                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
+                    Source::Key(key) => Box::pin(self.look_up(key)).await,
+                };
+                // Nobody else has the turn.
+                match found {
+                    Ok(loaded) => drop(self.loaded.set(loaded)),
+                    Err(error) => drop(self.failed.set(error)),
+                }
+            }
+        }
         self.apply_flush();
-        Ok(loaded)
+        match self.loaded() {
+            Some(Ok(loaded)) => Ok(loaded),
+            Some(Err(error)) => Err(error.clone()),
+            // Set above.
+            None => unreachable!("a session that was loaded stays loaded"),
+        }
+    }
+
+    /// Waits until the session is neither being loaded nor stored.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => Box::pin(self.turn.lock()).await,
+        }
     }
 
     pub(crate) fn apply_flush(&self) {
@@ -133,14 +151,16 @@ impl Inner {
     }
 
     /// The outcome of loading, if that has been tried.
-    pub(crate) fn loaded(&self) -> Option<&Result<Box<Loaded>, SessionError>> {
-        self.loaded.get()
+    pub(crate) fn loaded(&self) -> Option<Result<&Loaded, &SessionError>> {
+        match self.loaded.get() {
+            Some(loaded) => Some(Ok(loaded)),
+            None => self.failed.get().map(Err),
+        }
     }
 
     /// Goes through the cookies of our name until one leads to a live session.
     async fn find(&self, cookies: &CookieHeaders) -> Result<Box<Loaded>, SessionError> {
-        let shared = &*self.shared;
-        let mut candidates = cookies.candidates(shared.cookie.name().as_bytes());
+        let mut candidates = cookies.candidates(self.shared.cookie.name().as_bytes());
         let mut carried_cookie = false;
         let mut tombstone = None;
         while let Some(value) = candidates.next() {
@@ -148,57 +168,59 @@ impl Inner {
             let Some(verified) = self.verify(value) else {
                 continue;
             };
-            let key = shared.signer.key(&verified.id);
-            match shared.judge(&key, shared.fetch(&key).await?) {
+            let key = self.shared.signer.key(&verified.id);
+            let record = self.shared.fetch(&key).await?;
+            match self.shared.judge(&key, record) {
                 Found::Absent => {
                     tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
                 }
                 Found::Ended { .. } => tombstone = tombstone.or(Some(key)),
-                Found::Live {
-                    record,
-                    meta,
-                    payload,
-                    full,
-                    now,
-                } => {
-                    // Only now: what is held while the store answers makes every future larger.
+                Found::Live(live) => {
                     let mut others = candidates.filter_map(|value| self.verify(value));
                     if others.any(|other| other.id != verified.id) {
                         tracing::warn!(
                             "two valid session cookies; the first with a live session counts"
                         );
                     }
-                    let touch_due = is_due(&shared.policy, full, full.abs_diff(record.ttl()));
-                    let seen = Seen {
-                        carried_cookie,
-                        touch_due,
-                        cookie_due: verified.old_key
-                            || verified.issued.is_none_or(|issued| {
-                                let age = Duration::from_millis(now.abs_diff(issued));
-                                is_cookie_due(&shared.policy, full, age)
-                            }),
-                        cookie_waits: !verified.old_key
-                            && match verified.issued {
-                                Some(_) => !shared.policy.renews_by_reading(),
-                                // Of unknown age: renewed whenever the record is.
-                                None => !touch_due,
-                            },
-                    };
-                    let id = Some(verified.id);
-                    let stored = Stored {
-                        id,
-                        key,
-                        record,
-                        as_of: now,
-                    };
-                    let identity = Identity::Stored(stored);
-                    return Ok(Loaded::new(State::new(identity, payload, meta, seen)));
+                    return Ok(self.open(live, &verified, key));
                 }
             }
         }
         let identity = tombstone.map_or(Identity::Anonymous, Identity::Ended);
-        let state = State::without_record(&shared.policy, identity, carried_cookie);
-        Ok(Loaded::new(state))
+        Ok(Loaded::new(&self.shared, |state| {
+            state.identify(identity, carried_cookie);
+        }))
+    }
+
+    #[inline]
+    fn open(&self, live: Live, verified: &Verified, key: SessionKey) -> Box<Loaded> {
+        let policy = &self.shared.policy;
+        let passed = live.full.abs_diff(live.record.ttl());
+        let touch_due = is_due(policy, live.full, passed);
+        let seen = Seen {
+            carried_cookie: true,
+            touch_due,
+            cookie_due: verified.old_key
+                || verified.issued.is_none_or(|issued| {
+                    let age = Duration::from_millis(live.now.abs_diff(issued));
+                    is_cookie_due(policy, live.full, age)
+                }),
+            cookie_waits: !verified.old_key
+                && match verified.issued {
+                    Some(_) => !policy.renews_by_reading(),
+                    // Of unknown age: renewed whenever the record is.
+                    None => !touch_due,
+                },
+        };
+        let identity = Identity::Stored(Stored {
+            id: Some(verified.id),
+            key,
+            record: live.record,
+            as_of: live.now,
+        });
+        Loaded::new(&self.shared, |state| {
+            state.read(identity, live.payload, live.meta, seen);
+        })
     }
 
     fn verify(&self, cookie: &[u8]) -> Option<Verified> {
@@ -212,25 +234,18 @@ impl Inner {
     }
 
     async fn look_up(&self, key: &SessionKey) -> Result<Box<Loaded>, SessionError> {
-        let shared = &*self.shared;
-        Ok(Loaded::new(match shared.load(key).await? {
-            Found::Live {
-                record,
-                meta,
-                payload,
-                ..
-            } => {
-                let stored = Stored {
+        let found = self.shared.load(key).await?;
+        Ok(Loaded::new(&self.shared, |state| match found {
+            Found::Live(live) => {
+                let identity = Identity::Stored(Stored {
                     id: None,
                     key: *key,
-                    record,
-                    as_of: shared.now(),
-                };
-                State::new(Identity::Stored(stored), payload, meta, Seen::default())
+                    record: live.record,
+                    as_of: live.now,
+                });
+                state.read(identity, live.payload, live.meta, Seen::default());
             }
-            Found::Absent | Found::Ended { .. } => {
-                State::without_record(&shared.policy, Identity::Ended(*key), false)
-            }
+            Found::Absent | Found::Ended { .. } => state.identify(Identity::Ended(*key), false),
         }))
     }
 

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -12,9 +11,9 @@ use crate::config::MAX_LIFETIME;
 use crate::edits::Updater;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::SessionKey;
-use crate::payload::{self, Format};
+use crate::payload::{self, Format, Value};
 use crate::request::{Inner, Loaded};
-use crate::shared::Finish;
+use crate::shared::finish;
 use crate::state::Identity;
 
 /// How often `update` starts over because its key changes under it.
@@ -165,7 +164,7 @@ impl Session {
         let policy = &self.0.shared.policy;
         let limits = policy.limits;
         let mut run =
-            move |before: Option<&[u8]>, format: Format| -> Result<(Bytes, T), SessionError> {
+            move |before: Option<&[u8]>, format: Format| -> Result<(Value, T), SessionError> {
                 let before = before
                     .map(|value| payload::decode_value(format, value))
                     .transpose()?;
@@ -203,11 +202,8 @@ impl Session {
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         let state = self.loaded().state();
-        state
-            .entries()
-            .iter()
-            .map(|(key, _)| (*key).to_owned())
-            .collect()
+        let entries = state.entries();
+        entries.iter().map(|(key, _)| (*key).to_owned()).collect()
     }
 
     /// How many keys there are.
@@ -316,7 +312,8 @@ impl Session {
     /// other changes are stored. [`CookieTooLate`](SessionErrorKind::CookieTooLate) when the response head has left and
     /// the browser would have to be told: nothing is stored.
     pub async fn save(&self) -> Result<(), SessionError> {
-        Finish::new(&self.0.shared.background, Arc::clone(&self.0).save()).await
+        let save = Box::pin(Arc::clone(&self.0).save());
+        finish(&self.0.shared.background, save).await
     }
 
     /// Whether there is a session: one in the store, or data for a new one.

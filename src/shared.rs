@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use tokio::runtime::Handle;
+use tokio::time::{Instant, Timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -37,20 +38,25 @@ pub(crate) struct Shared {
 }
 
 /// What stands under a key.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is found"
+)]
 pub(crate) enum Found {
     Absent,
-    Ended {
-        successor: Option<SessionKey>,
-    },
-    Live {
-        record: Record,
-        meta: Meta,
-        payload: Payload,
-        /// How long it would live if it were renewed ...
-        full: Duration,
-        /// ... at this time, in milliseconds since 1970.
-        now: u64,
-    },
+    Ended { successor: Option<SessionKey> },
+    Live(Live),
+}
+
+/// A session that can be gone on with.
+pub(crate) struct Live {
+    pub(crate) record: Record,
+    pub(crate) meta: Meta,
+    pub(crate) payload: Payload,
+    /// How long it would live if it were renewed ...
+    pub(crate) full: Duration,
+    /// ... at this time, in milliseconds since 1970.
+    pub(crate) now: u64,
 }
 
 impl Shared {
@@ -98,15 +104,15 @@ impl Shared {
 
     /// Asks the store for the record of `key`. One that it cannot read counts as absent.
     pub(crate) async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        let answer = within(self.policy.store_timeout, self.store.as_dyn().load(key));
-        let span = tracing::debug_span!("session_load", session.key = %key);
-        // Entering a span that nobody listens to still costs something, at each poll.
-        let loaded = if span.is_disabled() {
-            answer.await
-        } else {
-            answer.instrument(span).await
-        };
-        match loaded {
+        let mut answer = self.store.as_dyn().load(key);
+        {
+            let span = tracing::debug_span!("session_load", session.key = %key);
+            // Entering a span that nobody listens to still costs something, at each poll.
+            if !span.is_disabled() {
+                answer = Box::pin(answer.instrument(span));
+            }
+        }
+        match within(self.policy.store_timeout, answer).await {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
                 Ok(None)
@@ -120,6 +126,7 @@ impl Shared {
     }
 
     /// What a record means. What is no session, and what is older than allowed, counts as absent.
+    #[inline]
     pub(crate) fn judge(&self, key: &SessionKey, record: Option<Record>) -> Found {
         let Some(record) = record else {
             tracing::debug!(session.key = %key, "no such session");
@@ -133,13 +140,13 @@ impl Shared {
                     return Found::Absent;
                 };
                 tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
-                Found::Live {
+                Found::Live(Live {
                     record,
                     meta,
                     payload,
                     full,
                     now,
-                }
+                })
             }
             Ok((Head::Ended { successor }, _)) => {
                 tracing::debug!(session.key = %key, "session has ended");
@@ -179,37 +186,83 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// Waits for a store, but not for long. A store that answers at once costs no timer.
-pub(crate) async fn within<T>(limit: Duration, mut answer: Answer<'_, T>) -> Result<T, StoreError> {
-    let at_once = std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx)));
-    if let Poll::Ready(ready) = at_once.await {
-        return ready;
+/// Waits for a store, but not for long. A store that answers at once costs no timer, nor a look at
+/// the clock.
+pub(crate) fn within<T>(limit: Duration, answer: Answer<'_, T>) -> Within<'_, T> {
+    Within {
+        limit,
+        answer: Asked::JustNow(answer),
+        since: None,
     }
+}
+
+/// See [`within`]. Written out, because a load and a commit hold one, and are moved about.
+pub(crate) struct Within<'a, T> {
+    limit: Duration,
+    answer: Asked<'a, T>,
+    /// When the store began to make us wait.
+    pub(crate) since: Option<Instant>,
+}
+
+enum Asked<'a, T> {
+    JustNow(Answer<'a, T>),
     // Boxed, so that only those who wait make room for a timer.
-    Box::pin(tokio::time::timeout(limit, answer))
-        .await
-        .unwrap_or_else(|_| {
-            Err(StoreError::new(
-                StoreErrorKind::Timeout,
-                format!("no answer within {limit:?}"),
-            ))
-        })
+    Waiting(Pin<Box<Timeout<Answer<'a, T>>>>),
+}
+
+impl<'a, T: Send + 'a> Future for Within<'a, T> {
+    type Output = Result<T, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let limit = self.limit;
+        if let Asked::JustNow(answer) = &mut self.answer {
+            let said = answer.as_mut().poll(cx);
+            if said.is_ready() {
+                return said;
+            }
+            let answer = std::mem::replace(answer, Box::pin(std::future::pending()));
+            let now = Instant::now();
+            self.answer = Asked::Waiting(Box::pin(timeout_at(now + limit, answer)));
+            self.since = Some(now);
+        }
+        match &mut self.answer {
+            Asked::JustNow(answer) => answer.as_mut().poll(cx),
+            Asked::Waiting(answer) => answer.as_mut().poll(cx).map(|said| {
+                said.unwrap_or_else(|_| {
+                    Err(StoreError::new(
+                        StoreErrorKind::Timeout,
+                        format!("no answer within {limit:?}"),
+                    ))
+                })
+            }),
+        }
+    }
+}
+
+/// What is to be finished, whoever drops it.
+pub(crate) type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Does it now, as far as it goes without waiting; the rest goes on in a task of its own if it is
+/// dropped before it is done.
+pub(crate) async fn finish<T: Send + 'static>(background: &TaskTracker, mut task: Task<T>) -> T {
+    let polled = std::future::poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx))).await;
+    match polled {
+        Poll::Ready(done) => done,
+        Poll::Pending => Finish::new(background, task).await,
+    }
 }
 
 /// A future that goes on in a task of its own when it is dropped before it is done.
 pub(crate) struct Finish<T: Send + 'static> {
-    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    task: Option<Task<T>>,
     background: TaskTracker,
     runtime: Option<Handle>,
 }
 
 impl<T: Send + 'static> Finish<T> {
-    pub(crate) fn new(
-        background: &TaskTracker,
-        future: impl Future<Output = T> + Send + 'static,
-    ) -> Self {
+    pub(crate) fn new(background: &TaskTracker, task: Task<T>) -> Self {
         Self {
-            future: Some(Box::pin(future)),
+            task: Some(task),
             background: background.clone(),
             // Kept, because it may be dropped where no runtime can be found.
             runtime: Handle::try_current().ok(),
@@ -222,12 +275,12 @@ impl<T: Send + 'static> Future for Finish<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         // Taken out while it runs: one that panics is not put back, and so not polled again.
-        let Some(mut future) = self.future.take() else {
+        let Some(mut task) = self.task.take() else {
             return Poll::Pending;
         };
-        let polled = future.as_mut().poll(cx);
+        let polled = task.as_mut().poll(cx);
         if polled.is_pending() {
-            self.future = Some(future);
+            self.task = Some(task);
         }
         polled
     }
@@ -235,8 +288,8 @@ impl<T: Send + 'static> Future for Finish<T> {
 
 impl<T: Send + 'static> Drop for Finish<T> {
     fn drop(&mut self) {
-        if let Some(future) = self.future.take() {
-            let task = async move { drop(future.await) };
+        if let Some(task) = self.task.take() {
+            let task = async move { drop(task.await) };
             match self.runtime.take().or_else(|| Handle::try_current().ok()) {
                 Some(runtime) => drop(self.background.spawn_on(task, &runtime)),
                 None => tracing::error!("no runtime to finish a session commit in; it is given up"),

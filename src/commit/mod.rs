@@ -1,17 +1,22 @@
 //! Carrying out a plan in the store: the one place that writes sessions.
+//!
+//! Most commits are one call of the store, [`attempt`]. The rest, and what meets a conflict there, is
+//! for [`perform`].
 
+mod attempt;
 mod rotation;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use self::attempt::{First, attempt};
 use crate::config::TOMBSTONE_TTL;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionId, SessionKey};
 use crate::payload::{Format, tombstone};
 use crate::queue::Turn;
-use crate::shared::{Found, Shared, within};
+use crate::shared::{Found, Live, Shared, within};
 use crate::state::{CookieAction, Ending, Outcome, Reread, StoreAction, Stored, Work, full_ttl};
 use crate::store::{Answer, CreateOutcome, NewRecord, Record, TouchOutcome, UpdateOutcome};
 
@@ -20,42 +25,20 @@ use crate::store::{Answer, CreateOutcome, NewRecord, Record, TouchOutcome, Updat
 const MAX_DRAWS: usize = 4;
 
 /// Carries out `work`. An error can come with any outcome: what was stored before it stands.
-///
-/// What is rare is boxed, so that the future of a plain update or creation, which is boxed as a whole,
-/// stays small.
 pub(crate) async fn perform(
     shared: &Shared,
     work: &mut Work,
 ) -> (Outcome, Result<(), SessionError>) {
-    let mut commit = Commit {
-        shared,
-        deadline: Instant::now() + shared.policy.commit_timeout,
-        turn: None,
-    };
-    while let Some(ending) = work.endings.first().cloned() {
-        if let Err(error) = Box::pin(commit.end(ending)).await {
-            return (Outcome::Failed, Err(error));
-        }
-        work.endings.remove(0);
-        commit.turn = None;
-    }
-    let result = match (work.plan.store, work.stored.clone()) {
-        (StoreAction::Nothing, _) => Ok(Outcome::Nothing),
-        (StoreAction::Create, _) => commit.create(work).await,
-        (StoreAction::Update, Some(stored)) => commit.update(work, stored).await,
-        (StoreAction::Touch, Some(stored)) => Box::pin(commit.touch(work, stored)).await,
-        (StoreAction::Rotate, Some(stored)) => {
-            return Box::pin(commit.rotate(work, stored)).await;
-        }
-        // The plan asks for these of a stored session only.
-        (StoreAction::Update | StoreAction::Touch | StoreAction::Rotate, None) => {
-            Ok(Outcome::Nothing)
-        }
-    };
-    match result {
-        Ok(outcome) => (outcome, Ok(())),
-        Err(error) => (Outcome::Failed, Err(error)),
-    }
+    Commit::new(shared, None).perform(work, false).await
+}
+
+/// Goes on with a commit whose first attempt has met a conflict. `deadline`: its own, if that runs.
+pub(crate) async fn go_on(
+    shared: &Shared,
+    work: &mut Work,
+    deadline: Option<Instant>,
+) -> (Outcome, Result<(), SessionError>) {
+    Commit::new(shared, deadline).perform(work, true).await
 }
 
 struct Commit<'a> {
@@ -75,7 +58,46 @@ enum Conflict {
     Ended,
 }
 
-impl Commit<'_> {
+impl<'a> Commit<'a> {
+    fn new(shared: &'a Shared, deadline: Option<Instant>) -> Self {
+        Self {
+            shared,
+            deadline: deadline.unwrap_or_else(|| Instant::now() + shared.policy.commit_timeout),
+            turn: None,
+        }
+    }
+
+    async fn perform(
+        &mut self,
+        work: &mut Work,
+        conflict: bool,
+    ) -> (Outcome, Result<(), SessionError>) {
+        while let Some(ending) = work.endings.first().cloned() {
+            if let Err(error) = Box::pin(self.end(ending)).await {
+                return (Outcome::Failed, Err(error));
+            }
+            work.endings.remove(0);
+            self.turn = None;
+        }
+        let result = match (work.plan.store, work.stored.clone()) {
+            (StoreAction::Nothing, _) => Ok(Outcome::Nothing),
+            (StoreAction::Create, _) => self.create(work).await,
+            (StoreAction::Update, Some(stored)) => self.update(work, stored, conflict).await,
+            (StoreAction::Touch, Some(stored)) => Box::pin(self.touch(work, stored)).await,
+            (StoreAction::Rotate, Some(stored)) => {
+                return Box::pin(self.rotate(work, stored)).await;
+            }
+            // The plan asks for these of a stored session only.
+            (StoreAction::Update | StoreAction::Touch | StoreAction::Rotate, None) => {
+                Ok(Outcome::Nothing)
+            }
+        };
+        match result {
+            Ok(outcome) => (outcome, Ok(())),
+            Err(error) => (Outcome::Failed, Err(error)),
+        }
+    }
+
     /// Ends a session, and the one that it was rotated into.
     async fn end(&mut self, ending: Ending) -> Result<(), SessionError> {
         let Ending { mut key, mut seen } = ending;
@@ -92,7 +114,7 @@ impl Commit<'_> {
                         key = successor;
                         continue;
                     }
-                    Found::Live { record, .. } => record,
+                    Found::Live(live) => live.record,
                 },
             };
             match self.bury(&key, &record, None, Revision::generate()).await? {
@@ -156,10 +178,11 @@ impl Commit<'_> {
         &mut self,
         work: &mut Work,
         mut stored: Stored,
+        conflict: bool,
     ) -> Result<Outcome, SessionError> {
         let key = stored.key;
         let mut replayed = false;
-        if self.shared.queues.is_contended(&key) {
+        if conflict || self.shared.queues.is_contended(&key) {
             // What was read is most likely out of date; a turn and a fresh look save a failed write.
             match Box::pin(self.after_conflict(work, &mut stored)).await? {
                 Conflict::Again => replayed = true,
@@ -217,12 +240,12 @@ impl Commit<'_> {
         let key = stored.key;
         tracing::debug!(session.key = %key, "session changed meanwhile");
         self.queue(&key).await?;
-        let Found::Live {
+        let Found::Live(Live {
             record,
             meta,
             payload,
             ..
-        } = self.read(&key).await?
+        }) = self.read(&key).await?
         else {
             return Ok(Conflict::Ended);
         };
@@ -280,7 +303,7 @@ impl Commit<'_> {
                 Ok(Outcome::Nothing)
             }
             TouchOutcome::Conflict => match self.read(&key).await? {
-                Found::Live { .. } => Ok(Outcome::Nothing),
+                Found::Live(_) => Ok(Outcome::Nothing),
                 Found::Absent | Found::Ended { .. } => Ok(ended(&key)),
             },
             TouchOutcome::Gone => Ok(ended(&key)),
@@ -322,7 +345,11 @@ impl Commit<'_> {
     }
 
     /// Calls the store, no longer than the store timeout and the commit deadline allow.
-    async fn call<T>(&self, key: &SessionKey, answer: Answer<'_, T>) -> Result<T, SessionError> {
+    async fn call<T: Send>(
+        &self,
+        key: &SessionKey,
+        answer: Answer<'_, T>,
+    ) -> Result<T, SessionError> {
         let left = self.time_left()?;
         within(left.min(self.shared.policy.store_timeout), answer)
             .await

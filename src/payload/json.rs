@@ -7,8 +7,10 @@ use serde::Serialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::meta::Fields;
-use super::{Head, Index, Limits, META_KEY, Malformed, Meta, Span, cannot_encode, msgpack};
+use super::meta::{Fields, MAX_ENCODED};
+use super::{
+    Buffer, Head, Index, Limits, META_KEY, Malformed, Meta, Shape, Span, cannot_encode, msgpack,
+};
 use crate::error::{SessionError, SessionErrorKind};
 
 pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Index), Malformed> {
@@ -52,7 +54,7 @@ impl<'de> Visitor<'de> for Indexing<'de> {
             }
             let value = within(value.get().as_bytes());
             match key {
-                Cow::Borrowed(key) => index.push(within(key.as_bytes()), value),
+                Cow::Borrowed(key) => index.push(0, within(key.as_bytes()), value),
                 Cow::Owned(key) => index.push_unescaped(&key, value),
             }
         }
@@ -73,23 +75,25 @@ fn head(meta: &[u8]) -> Result<Head, Malformed> {
     Ok(fields.head())
 }
 
+/// `about`: how much it takes.
 pub(super) fn encode<'a>(
-    out: &mut Vec<u8>,
-    index: &mut Index,
     meta: &Meta,
     entries: impl Iterator<Item = (&'a str, &'a [u8])>,
-) {
+    about: usize,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(about + MAX_ENCODED);
     out.push(b'{');
-    write_key(out, META_KEY);
-    write(out, &Fields::from(meta));
+    write_key(&mut out, META_KEY);
+    write(&mut out, &Fields::from(meta));
     for (key, value) in entries {
         out.push(b',');
-        write_key(out, key);
-        let start = out.len();
+        write_key(&mut out, key);
         out.extend_from_slice(value);
-        index.push_unescaped(key, Span::new(start, out.len()));
     }
     out.push(b'}');
+    // As for `Buffer::into_value`.
+    out.shrink_to_fit();
+    out
 }
 
 pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
@@ -110,18 +114,24 @@ fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
     debug_assert!(result.is_ok());
 }
 
-pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, SessionError> {
-    let encoded = serde_json::to_vec(value).map_err(cannot_encode)?;
+pub(super) fn encode_value<T: Serialize + ?Sized>(
+    encoded: &mut Buffer,
+    value: &T,
+) -> Result<(), SessionError> {
+    serde_json::to_writer(&mut *encoded, value).map_err(cannot_encode)?;
     // serde_json writes NaN and the infinities as null, which would not come back as they went in.
-    if encoded.windows(4).any(|word| word == b"null")
-        && msgpack::encode_value(value).is_ok_and(|packed| msgpack::has_non_finite(&packed))
-    {
+    if encoded.windows(4).any(|word| word == b"null") && has_non_finite(value) {
         return Err(SessionError::new(
             SessionErrorKind::Encode,
             "JSON has no form for NaN and infinity",
         ));
     }
-    Ok(encoded)
+    Ok(())
+}
+
+fn has_non_finite<T: Serialize + ?Sized>(value: &T) -> bool {
+    let mut packed = Buffer::new();
+    msgpack::encode_value(&mut packed, value).is_ok() && msgpack::has_non_finite(&packed)
 }
 
 /// As `serde_json` writes it between the quotes.
@@ -134,12 +144,18 @@ pub(super) fn key_len(key: &str) -> usize {
     key.bytes().map(written).sum()
 }
 
-pub(super) fn is_one_value(text: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
+pub(super) fn shape(text: &[u8], max_depth: usize) -> Shape {
+    if serde_json::from_slice::<serde::de::IgnoredAny>(text).is_err() {
+        return Shape::Broken;
+    }
+    match depth(text) {
+        Some(depth) if depth <= max_depth => Shape::Whole,
+        Some(_) | None => Shape::TooDeep,
+    }
 }
 
 /// How deep JSON text is nested: 0 for a scalar. `None` if it closes more than it opens.
-pub(super) fn depth(text: &[u8]) -> Option<usize> {
+fn depth(text: &[u8]) -> Option<usize> {
     let (mut depth, mut deepest) = (0usize, 0);
     let (mut in_string, mut escaped) = (false, false);
     for byte in text {

@@ -8,6 +8,9 @@ mod meta;
 mod msgpack;
 #[cfg(feature = "flask")]
 mod plain;
+mod value;
+
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -16,7 +19,10 @@ use serde::de::DeserializeOwned;
 pub(crate) use self::meta::{Head, META_KEY, Meta, tombstone};
 #[cfg(feature = "flask")]
 pub(crate) use self::plain::plain_map;
+use self::value::Buffer;
+pub(crate) use self::value::Value;
 use crate::error::{SessionError, SessionErrorKind};
+use crate::few::Few;
 
 /// How new sessions are encoded.
 ///
@@ -51,7 +57,12 @@ pub(crate) struct Malformed(pub(crate) &'static str);
 pub(crate) struct Payload {
     format: Format,
     bytes: Bytes,
+    count: usize,
+    data_len: usize,
+    /// What parsing has found ...
     index: Index,
+    /// ... or else, for what was just written, what is found when somebody asks: nobody may.
+    late: OnceLock<Box<Index>>,
 }
 
 /// Where the entries are.
@@ -60,20 +71,20 @@ struct Index {
     entries: Vec<Entry>,
     /// Keys that the payload spells with escapes, as JSON may.
     unescaped: Vec<Box<str>>,
+    /// The bytes of all keys and values, as they are written, without what goes around them.
+    data_len: usize,
 }
 
 #[derive(Clone, Copy)]
 struct Entry {
-    key: Key,
+    /// Where the key begins, with what goes before it; only in MessagePack.
+    start: u32,
+    /// Or a position in `Index::unescaped`, if it ends at `UNESCAPED`.
+    key: Span,
     value: Span,
 }
 
-#[derive(Clone, Copy)]
-enum Key {
-    At(Span),
-    /// The position in `Index::unescaped`.
-    Unescaped(u32),
-}
+const UNESCAPED: u32 = u32::MAX;
 
 #[derive(Clone, Copy)]
 struct Span {
@@ -90,6 +101,10 @@ impl Span {
         }
     }
 
+    fn len(self) -> usize {
+        self.end.wrapping_sub(self.start) as usize
+    }
+
     fn of(self, bytes: &[u8]) -> &[u8] {
         bytes
             .get(self.start as usize..self.end as usize)
@@ -99,16 +114,23 @@ impl Span {
 
 impl Payload {
     pub(crate) fn empty(format: Format) -> Self {
+        Self::indexed(format, Bytes::new(), Index::default())
+    }
+
+    fn indexed(format: Format, bytes: Bytes, index: Index) -> Self {
         Self {
             format,
-            bytes: Bytes::new(),
-            index: Index::default(),
+            bytes,
+            count: index.entries.len(),
+            data_len: index.data_len,
+            index,
+            late: OnceLock::new(),
         }
     }
 
     /// Finds the entries of a stored payload, and reads the part that is the layer's own.
     pub(crate) fn parse(bytes: Bytes, limits: &Limits) -> Result<(Head, Self), Malformed> {
-        if bytes.len() > limits.bytes || u32::try_from(bytes.len()).is_err() {
+        if bytes.len() > limits.bytes || bytes.len() >= UNESCAPED as usize {
             return Err(Malformed("larger than allowed"));
         }
         let (format, (head, index)) = match bytes.first() {
@@ -119,39 +141,85 @@ impl Payload {
             Some(_) => return Err(Malformed("not a map")),
             None => return Err(Malformed("empty")),
         };
-        let payload = Self {
-            format,
-            bytes,
-            index,
-        };
+        let payload = Self::indexed(format, bytes, index);
         Ok((head.unwrap_or(Head::Live(Meta::default())), payload))
     }
 
-    /// Writes a map of `meta` and `entries`; the values are already encoded in `format`.
-    pub(crate) fn encode<'a>(
-        format: Format,
-        meta: &Meta,
-        entries: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
-    ) -> Self {
-        let size: usize = entries
-            .clone()
-            .map(|(key, value)| key.len() + value.len() + 8)
-            .sum();
-        let count = entries.clone().count();
-        let mut out = Vec::with_capacity(size + meta::MAX_ENCODED + 8);
-        let mut index = Index {
-            entries: Vec::with_capacity(count),
-            unescaped: Vec::new(),
+    /// The same map with another `meta`, and with `changes`, which name each key once: a key without
+    /// a value goes.
+    pub(crate) fn changed(&self, meta: &Meta, changes: &[(&str, Option<&[u8]>)]) -> Self {
+        let index = self.index();
+        let (mut count, mut data_len) = (0, 0);
+        let kept = index.entries.iter().filter(|entry| {
+            let mut changed = changes.iter();
+            let kept = !changed.any(|(key, _)| index.is_of(entry, key, &self.bytes));
+            if kept {
+                count += 1;
+                data_len += index.key_len(entry) + entry.value.len();
+            }
+            kept
+        });
+        let set = changes
+            .iter()
+            .filter_map(|(key, value)| Some((*key, (*value)?)));
+        let bytes = match self.format {
+            Format::Json => {
+                let kept = kept.map(|entry| {
+                    let key = index.key_text(entry, &self.bytes);
+                    (key, entry.value.of(&self.bytes))
+                });
+                json::encode(meta, kept.chain(set.clone()), self.bytes.len())
+            }
+            Format::MessagePack => {
+                let mut runs: Few<Span> = Few::default();
+                let mut run: Option<Span> = None;
+                kept.for_each(|entry| match &mut run {
+                    Some(run) if run.end == entry.start => run.end = entry.value.end,
+                    _ => {
+                        let next = Span {
+                            start: entry.start,
+                            end: entry.value.end,
+                        };
+                        runs.extend(run.replace(next));
+                    }
+                });
+                runs.extend(run);
+                let runs = runs.iter().map(|run| run.of(&self.bytes));
+                msgpack::encode(meta, runs, set.clone(), count + set.clone().count())
+            }
         };
-        match format {
-            Format::Json => json::encode(&mut out, &mut index, meta, entries),
-            Format::MessagePack => msgpack::encode(&mut out, &mut index, meta, entries, count),
+        for (key, value) in set {
+            count += 1;
+            data_len += key_len(self.format, key) + value.len();
         }
         Self {
-            format,
-            bytes: out.into(),
-            index,
+            format: self.format,
+            bytes: bytes.into(),
+            count,
+            data_len,
+            index: Index::default(),
+            late: OnceLock::new(),
         }
+    }
+
+    fn index(&self) -> &Index {
+        if self.index.entries.len() == self.count {
+            return &self.index;
+        }
+        self.late.get_or_init(|| {
+            // What was not parsed was encoded, within the limits of the session it came from.
+            let limits = Limits {
+                bytes: usize::MAX,
+                keys: usize::MAX - 1,
+                depth: usize::MAX - 1,
+            };
+            let found = match self.format {
+                Format::Json => json::index(&self.bytes, &limits),
+                Format::MessagePack => msgpack::index(&self.bytes, &limits),
+            };
+            debug_assert!(found.is_ok());
+            Box::new(found.map(|(_, index)| index).unwrap_or_default())
+        })
     }
 
     pub(crate) fn format(&self) -> Format {
@@ -163,69 +231,91 @@ impl Payload {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.index.entries.len()
+        self.count
     }
 
     /// The bytes of all keys and values, as they are written, without what goes around them.
     pub(crate) fn data_len(&self) -> usize {
-        let len = |entry: &Entry| {
-            let key = match entry.key {
-                Key::At(span) => span.of(&self.bytes).len(),
-                Key::Unescaped(_) => {
-                    let key = std::str::from_utf8(self.key(entry)).unwrap_or_default();
-                    json::key_len(key)
-                }
-            };
-            key + entry.value.of(&self.bytes).len()
-        };
-        self.index.entries.iter().map(len).sum()
+        self.data_len
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
-        Some(self.find(key)?.value.of(&self.bytes))
+        Some(self.find(key)?.of(&self.bytes))
     }
 
-    /// The encoded value, sharing the payload's memory.
-    pub(crate) fn get_shared(&self, key: &str) -> Option<Bytes> {
-        let Span { start, end } = self.find(key)?.value;
-        Some(self.bytes.slice(start as usize..end as usize))
+    /// The encoded value, which outlives the payload.
+    pub(crate) fn get_owned(&self, key: &str) -> Option<Value> {
+        let Span { start, end } = self.find(key)?;
+        Some(Value::part(&self.bytes, start as usize..end as usize))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
-        self.index.entries.iter().map(|entry| {
-            // Indexing has checked that the key is UTF-8.
-            let key = std::str::from_utf8(self.key(entry)).unwrap_or_default();
-            (key, entry.value.of(&self.bytes))
+        let index = self.index();
+        index.entries.iter().map(|entry| {
+            (
+                index.key_text(entry, &self.bytes),
+                entry.value.of(&self.bytes),
+            )
         })
     }
 
-    /// The entry of a key; the last, if another program has written it twice.
-    fn find(&self, key: &str) -> Option<&Entry> {
-        let mut entries = self.index.entries.iter();
-        entries.rfind(|entry| self.key(entry) == key.as_bytes())
-    }
-
-    fn key(&self, entry: &Entry) -> &[u8] {
-        match entry.key {
-            Key::At(span) => span.of(&self.bytes),
-            Key::Unescaped(at) => {
-                let key = self.index.unescaped.get(at as usize);
-                key.map_or(&[], |key| key.as_bytes())
-            }
-        }
+    /// The value of a key; the last, if another program has written it twice.
+    fn find(&self, key: &str) -> Option<Span> {
+        let index = self.index();
+        let mut entries = index.entries.iter();
+        let entry = entries.rfind(|entry| index.is_of(entry, key, &self.bytes));
+        entry.map(|entry| entry.value)
     }
 }
 
 impl Index {
-    fn push(&mut self, key: Span, value: Span) {
-        let key = Key::At(key);
-        self.entries.push(Entry { key, value });
+    fn push(&mut self, start: usize, key: Span, value: Span) {
+        self.data_len += key.len() + value.len();
+        self.entries.push(Entry {
+            start: start as u32,
+            key,
+            value,
+        });
     }
 
     fn push_unescaped(&mut self, key: &str, value: Span) {
-        let key_at = Key::Unescaped(self.unescaped.len() as u32);
+        self.data_len += json::key_len(key) + value.len();
+        self.entries.push(Entry {
+            start: 0,
+            key: Span {
+                start: self.unescaped.len() as u32,
+                end: UNESCAPED,
+            },
+            value,
+        });
         self.unescaped.push(key.into());
-        self.entries.push(Entry { key: key_at, value });
+    }
+
+    fn is_of(&self, entry: &Entry, key: &str, bytes: &[u8]) -> bool {
+        // Most keys differ in length.
+        let may_be = entry.key.end == UNESCAPED || entry.key.len() == key.len();
+        may_be && self.key(entry, bytes) == key.as_bytes()
+    }
+
+    /// The length of the key as it is written.
+    fn key_len(&self, entry: &Entry) -> usize {
+        match self.unescaped.get(entry.key.start as usize) {
+            Some(key) if entry.key.end == UNESCAPED => json::key_len(key),
+            Some(_) | None => entry.key.len(),
+        }
+    }
+
+    fn key_text<'a>(&'a self, entry: &Entry, bytes: &'a [u8]) -> &'a str {
+        // Indexing has checked that the key is UTF-8.
+        std::str::from_utf8(self.key(entry, bytes)).unwrap_or_default()
+    }
+
+    fn key<'a>(&'a self, entry: &Entry, bytes: &'a [u8]) -> &'a [u8] {
+        if entry.key.end == UNESCAPED {
+            let key = self.unescaped.get(entry.key.start as usize);
+            return key.map_or(&[], |key| key.as_bytes());
+        }
+        entry.key.of(bytes)
     }
 }
 
@@ -248,38 +338,38 @@ pub(crate) fn encode_value<T: Serialize + ?Sized>(
     format: Format,
     value: &T,
     limits: &Limits,
-) -> Result<Bytes, SessionError> {
-    let mut encoded = match format {
-        Format::Json => json::encode_value(value)?,
-        Format::MessagePack => msgpack::encode_value(value)?,
+) -> Result<Value, SessionError> {
+    let refuse = |message| Err(SessionError::new(SessionErrorKind::Encode, message));
+    let mut encoded = Buffer::new();
+    let shape = match format {
+        Format::Json => {
+            json::encode_value(&mut encoded, value)?;
+            json::shape(&encoded, limits.depth)
+        }
+        Format::MessagePack => {
+            msgpack::encode_value(&mut encoded, value)?;
+            msgpack::shape(&encoded, limits.depth)
+        }
     };
-    let nested = match format {
-        Format::Json => json::depth(&encoded),
-        Format::MessagePack => msgpack::depth(&encoded, limits.depth),
-    };
-    // A type that announces other elements than it gives would take its neighbours down with it.
-    let whole = match format {
-        Format::Json => json::is_one_value(&encoded),
-        Format::MessagePack => msgpack::is_one_value(&encoded),
-    };
-    if !whole {
-        return Err(SessionError::new(
-            SessionErrorKind::Encode,
-            format!(
-                "{} does not serialize to one whole value",
-                std::any::type_name::<T>()
-            ),
-        ));
+    match shape {
+        Shape::Whole => Ok(encoded.into_value()),
+        // A type that announces other elements than it gives would take its neighbours down with it.
+        Shape::Broken => refuse(format!(
+            "{} does not serialize to one whole value",
+            std::any::type_name::<T>()
+        )),
+        Shape::TooDeep => refuse(format!(
+            "the value is nested more than {} levels deep",
+            limits.depth
+        )),
     }
-    if nested.is_none_or(|depth| depth > limits.depth) {
-        return Err(SessionError::new(
-            SessionErrorKind::Encode,
-            format!("the value is nested more than {} levels deep", limits.depth),
-        ));
-    }
-    // Room to spare would cost an allocation of its own to become `Bytes`.
-    encoded.shrink_to_fit();
-    Ok(encoded.into())
+}
+
+/// What an encoded value turned out to be.
+enum Shape {
+    Whole,
+    Broken,
+    TooDeep,
 }
 
 /// Decodes one value.

@@ -1,13 +1,17 @@
 //! The MessagePack form of a payload.
 
+use std::io;
+
 use rmp::encode::ValueWriteError;
 use serde::Serialize;
 
-use super::meta::Fields;
-use super::{Head, Index, Limits, META_KEY, Malformed, Meta, Span, cannot_encode};
+use super::meta::{Fields, MAX_ENCODED};
+use super::{Buffer, Head, Index, Limits, META_KEY, Malformed, Meta, Shape, Span, cannot_encode};
 use crate::error::SessionError;
 
 const TRUNCATED: Malformed = Malformed("truncated");
+/// The map's length, and `_meta`.
+const MAX_HEAD: usize = MAX_ENCODED + 5;
 const TOO_DEEP: Malformed = Malformed("nested deeper than allowed");
 
 /// One item without its children: where the next begins, and how many children follow.
@@ -42,6 +46,26 @@ fn item(bytes: &[u8], at: usize) -> Result<(usize, u64), Malformed> {
     }
     Ok((next as usize, children))
 }
+
+/// How long an item is that begins with this byte, for those which that alone says. Most values are
+/// among them: numbers and short strings.
+const SIMPLE: [u8; 256] = {
+    let mut sizes = [0; 256];
+    let mut marker = 0;
+    while marker < sizes.len() {
+        sizes[marker] = match marker {
+            0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => 1,
+            0xa0..=0xbf => 1 + (marker as u8 & 0x1f),
+            0xca => 5,
+            0xcb => 9,
+            0xcc..=0xcf => 1 + (1 << (marker - 0xcc)),
+            0xd0..=0xd3 => 1 + (1 << (marker - 0xd0)),
+            _ => 0,
+        };
+        marker += 1;
+    }
+    sizes
+};
 
 /// The length field of `WIDTH` bytes behind the marker at `at`.
 fn number<const WIDTH: usize>(bytes: &[u8], at: usize) -> Result<u64, Malformed> {
@@ -103,28 +127,35 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Inde
     let mut meta = None;
     let mut index = Index {
         entries: Vec::with_capacity(count as usize),
-        unescaped: Vec::new(),
+        ..Index::default()
     };
     for _ in 0..count {
-        let (start, end) = string(bytes, at)?;
-        let key = bytes.get(start..end).ok_or(TRUNCATED)?;
-        let next = match bytes.get(end) {
-            // Most values are short strings and small numbers.
-            Some(short @ 0xa0..=0xbf) => end + 1 + usize::from(short & 0x1f),
-            Some(0x00..=0x7f | 0xe0..=0xff) => end + 1,
-            Some(_) | None => skip(bytes, end, limits.depth)?.0,
+        let whole = at;
+        let (start, end) = match bytes.get(at) {
+            Some(marker @ 0xa0..=0xbf) => (at + 1, at + 1 + usize::from(marker & 0x1f)),
+            Some(_) | None => string(bytes, at)?,
         };
-        at = next;
-        if key == META_KEY.as_bytes() {
-            if meta.replace(head(bytes, end)?).is_some() {
+        let (Some(key), Some(first)) = (bytes.get(start..end), bytes.get(end)) else {
+            return Err(TRUNCATED);
+        };
+        if key.len() == META_KEY.len() && key == META_KEY.as_bytes() {
+            let (found, next) = head(bytes, end)?;
+            if meta.replace(found).is_some() {
                 return Err(Malformed("two _meta entries"));
             }
+            at = next;
             continue;
         }
-        if !key.is_ascii() && std::str::from_utf8(key).is_err() {
+        at = match (SIMPLE[usize::from(*first)], *first) {
+            (0, 0xd9) => end + 2 + number::<1>(bytes, end)? as usize,
+            (0, _) => skip(bytes, end, limits.depth)?.0,
+            (size, _) => end + usize::from(size),
+        };
+        // Not `key.is_ascii()`, which is made for long texts.
+        if !key.iter().all(u8::is_ascii) && std::str::from_utf8(key).is_err() {
             return Err(Malformed("a key that is not UTF-8"));
         }
-        index.push(Span::new(start, end), Span::new(end, next));
+        index.push(whole, Span::new(start, end), Span::new(end, at));
     }
     // Also finds a last value that is cut off.
     if at != bytes.len() {
@@ -149,8 +180,9 @@ fn string(bytes: &[u8], at: usize) -> Result<(usize, usize), Malformed> {
     }
 }
 
-/// Reads `_meta`, whose value begins at `at`. What a later version may add is passed over.
-fn head(bytes: &[u8], at: usize) -> Result<Head, Malformed> {
+/// Reads `_meta`, whose value begins at `at`, and says where it ends. What a later version may add is
+/// passed over.
+fn head(bytes: &[u8], at: usize) -> Result<(Head, usize), Malformed> {
     const UNREADABLE: Malformed = Malformed("its _meta entry is unreadable");
     if !matches!(bytes.get(at), Some(0x80..=0x8f | 0xde | 0xdf)) {
         return Err(UNREADABLE);
@@ -159,7 +191,13 @@ fn head(bytes: &[u8], at: usize) -> Result<Head, Malformed> {
     let mut fields = Fields::default();
     for _ in 0..children / 2 {
         let (start, end) = string(bytes, at)?;
-        let (next, _) = skip(bytes, end, 1)?;
+        let simple = bytes
+            .get(end)
+            .map_or(0, |first| SIMPLE[usize::from(*first)]);
+        let next = match simple {
+            0 => skip(bytes, end, 1)?.0,
+            size => end + usize::from(size),
+        };
         at = next;
         let value = bytes.get(end..next).ok_or(TRUNCATED)?;
         let unsigned = || unsigned(value).map(Some).ok_or(UNREADABLE);
@@ -181,7 +219,7 @@ fn head(bytes: &[u8], at: usize) -> Result<Head, Malformed> {
             _ => {}
         }
     }
-    Ok(fields.head())
+    Ok((fields.head(), at))
 }
 
 fn unsigned(value: &[u8]) -> Option<u64> {
@@ -194,21 +232,47 @@ fn unsigned(value: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, sum))
 }
 
+/// Writes `count` entries: `runs` of them, as they are written already, and the `set` ones.
 pub(super) fn encode<'a>(
-    out: &mut Vec<u8>,
-    index: &mut Index,
     meta: &Meta,
-    entries: impl Iterator<Item = (&'a str, &'a [u8])>,
+    runs: impl Iterator<Item = &'a [u8]> + Clone,
+    set: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
     count: usize,
-) {
-    written(rmp::encode::write_map_len(out, count as u32 + 1).map(drop));
-    encode_meta(out, &Fields::from(meta));
-    for (key, value) in entries {
-        written(rmp::encode::write_str(out, key));
-        let key = Span::new(out.len() - key.len(), out.len());
-        let start = out.len();
+) -> Vec<u8> {
+    let mut room = [0; MAX_HEAD];
+    let mut rest = &mut room[..];
+    written(rmp::encode::write_map_len(&mut rest, count as u32 + 1).map(drop));
+    encode_meta(&mut rest, &Fields::from(meta));
+    let length = MAX_HEAD - rest.len();
+    let head = room.get(..length).unwrap_or_default();
+    // Exact: a buffer with room to spare would cost one more allocation to become `Bytes`, and a
+    // store that keeps it would keep the room as well.
+    let length = |(key, value): (&str, &[u8])| marker_len(key.len()) + key.len() + value.len();
+    let length = head.len()
+        + runs.clone().map(<[u8]>::len).sum::<usize>()
+        + set.clone().map(length).sum::<usize>();
+    let mut out = Vec::with_capacity(length);
+    out.extend_from_slice(head);
+    runs.for_each(|run| out.extend_from_slice(run));
+    for (key, value) in set {
+        match key.len() {
+            short @ 0..=0x1f => out.extend_from_slice(&[0xa0 | short as u8]),
+            long => written(rmp::encode::write_str_len(&mut out, long as u32).map(drop)),
+        }
+        out.extend_from_slice(key.as_bytes());
         out.extend_from_slice(value);
-        index.push(key, Span::new(start, out.len()));
+    }
+    debug_assert_eq!(out.len(), length);
+    out
+}
+
+/// What goes before a string of so many bytes.
+fn marker_len(string: usize) -> usize {
+    match string {
+        0..=0x1f => 1,
+        0x20..=0xff => 2,
+        0x100..=0xffff => 3,
+        _ => 5,
     }
 }
 
@@ -217,7 +281,7 @@ pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
     encode_meta(out, fields);
 }
 
-fn encode_meta(out: &mut Vec<u8>, fields: &Fields<'_>) {
+fn encode_meta(out: &mut impl io::Write, fields: &Fields<'_>) {
     let numbers = [
         ("created", fields.created),
         ("generation", fields.generation),
@@ -247,22 +311,26 @@ fn encode_meta(out: &mut Vec<u8>, fields: &Fields<'_>) {
     }
 }
 
-/// Writing to a `Vec` does not fail.
+/// Writing to a `Vec` does not fail, nor does writing `_meta` where there is room for it.
 fn written<E: rmp::encode::RmpWriteErr>(result: Result<(), ValueWriteError<E>>) {
     debug_assert!(result.is_ok());
 }
 
-pub(super) fn encode_value<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, SessionError> {
-    rmp_serde::to_vec_named(value).map_err(cannot_encode)
+pub(super) fn encode_value<T: Serialize + ?Sized>(
+    encoded: &mut Buffer,
+    value: &T,
+) -> Result<(), SessionError> {
+    rmp_serde::encode::write_named(encoded, value).map_err(cannot_encode)
 }
 
-pub(super) fn is_one_value(value: &[u8]) -> bool {
-    skip(value, 0, usize::MAX).is_ok_and(|(end, _)| end == value.len())
-}
-
-/// How deep an encoded value is nested, or `None` if deeper than `max`.
-pub(super) fn depth(value: &[u8], max: usize) -> Option<usize> {
-    skip(value, 0, max).ok().map(|(_, depth)| depth)
+pub(super) fn shape(value: &[u8], max_depth: usize) -> Shape {
+    match skip(value, 0, max_depth) {
+        Ok((end, _)) if end == value.len() => Shape::Whole,
+        Err(TOO_DEEP) if skip(value, 0, usize::MAX).is_ok_and(|(end, _)| end == value.len()) => {
+            Shape::TooDeep
+        }
+        Ok(_) | Err(_) => Shape::Broken,
+    }
 }
 
 /// Whether the value holds a number that JSON has no word for.

@@ -11,6 +11,15 @@ const LIMITS: Limits = Limits {
     depth: 8,
 };
 
+fn encode<'a>(
+    format: Format,
+    meta: &Meta,
+    entries: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
+) -> Payload {
+    let entries: Vec<_> = entries.map(|(key, value)| (key, Some(value))).collect();
+    Payload::empty(format).changed(meta, &entries)
+}
+
 fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: T) {
     for format in [Format::Json, Format::MessagePack] {
         let bytes = encode_value(format, &value, &LIMITS).unwrap();
@@ -91,7 +100,7 @@ fn nesting_is_bounded_on_the_way_in_and_on_the_way_out() {
         assert!(encode_value(format, &nest(9), &LIMITS).is_err());
         let deep = Limits { depth: 9, ..LIMITS };
         let value = encode_value(format, &nest(9), &deep).unwrap();
-        let payload = Payload::encode(format, &Meta::default(), [("a", &value[..])].into_iter());
+        let payload = encode(format, &Meta::default(), [("a", &value[..])].into_iter());
         assert!(Payload::parse(payload.bytes().clone(), &deep).is_ok());
         assert!(Payload::parse(payload.bytes().clone(), &LIMITS).is_err());
     }
@@ -112,7 +121,7 @@ fn a_payload_gives_back_its_meta_and_its_entries() {
             ("plain", &one[..]),
             ("with \"quotes\" and \u{7f}é", &two[..]),
         ];
-        let encoded = Payload::encode(format, &meta, entries.into_iter());
+        let encoded = encode(format, &meta, entries.into_iter());
         assert!(
             encoded.bytes().len()
                 <= size_bound(2, entries.iter().map(|(k, v)| k.len() + v.len()).sum())
@@ -124,7 +133,7 @@ fn a_payload_gives_back_its_meta_and_its_entries() {
         assert_eq!(read.format(), format);
         assert_eq!(read.len(), 2);
         assert_eq!(read.get("plain"), Some(&one[..]));
-        assert_eq!(read.get_shared("plain").as_deref(), Some(&one[..]));
+        assert_eq!(read.get_owned("plain").as_deref(), Some(&one[..]));
         assert_eq!(read.get(META_KEY), None);
     }
 }
@@ -180,7 +189,7 @@ fn extension_types_of_others_survive() {
     let foreign = b"\x82\xa1a\xd6\xff\x65\x00\x00\x00\xa1b\xc7\x03\x05xyz";
     let (head, payload) = Payload::parse(Bytes::from_static(foreign), &LIMITS).unwrap();
     assert_eq!(head, Head::Live(Meta::default()));
-    let again = Payload::encode(payload.format(), &Meta::default(), payload.iter());
+    let again = encode(payload.format(), &Meta::default(), payload.iter());
     assert_eq!(again.get("a"), Some(&b"\xd6\xff\x65\x00\x00\x00"[..]));
     assert_eq!(again.get("b"), Some(&b"\xc7\x03\x05xyz"[..]));
 }
@@ -200,7 +209,7 @@ proptest! {
     fn a_cut_payload_is_refused(keys in prop::collection::btree_map("[a-z]{0,6}", any::<i64>(), 0..6), cut in any::<prop::sample::Index>()) {
         for format in [Format::Json, Format::MessagePack] {
             let values: Vec<_> = keys.values().map(|v| encode_value(format, v, &LIMITS).unwrap()).collect();
-            let whole = Payload::encode(format, &Meta::default(), keys.keys().map(String::as_str).zip(values.iter().map(|v| &v[..])));
+            let whole = encode(format, &Meta::default(), keys.keys().map(String::as_str).zip(values.iter().map(|v| &v[..])));
             let cut = whole.bytes().slice(..cut.index(whole.bytes().len()));
             prop_assert!(Payload::parse(cut, &LIMITS).is_err());
         }
@@ -217,5 +226,66 @@ fn two_entries_of_the_layers_own_are_refused() {
     for text in [&json[..], &packed] {
         let parsed = Payload::parse(Bytes::copy_from_slice(text), &LIMITS);
         assert_eq!(parsed.err(), Some(Malformed("two _meta entries")));
+    }
+}
+
+proptest! {
+    /// What was written is found again where it was written, and as if somebody else read it.
+    #[test]
+    fn a_changed_payload_reads_like_a_parsed_one(
+        before in prop::collection::btree_map("[a-z\"é]{0,40}", prop::collection::vec(any::<u8>(), 0..50), 0..12),
+        changes in prop::collection::btree_map("[a-c\"é]{0,2}", prop::option::of(any::<i64>()), 0..12),
+        created in any::<u64>(),
+    ) {
+        let meta = Meta { created: Some(created), ..Meta::default() };
+        for format in [Format::Json, Format::MessagePack] {
+            let old: BTreeMap<_, _> = before
+                .iter()
+                .map(|(key, value)| (key.as_str(), encode_value(format, value, &LIMITS).unwrap()))
+                .collect();
+            let base = encode(format, &meta, old.iter().map(|(key, value)| (*key, &value[..])));
+            // As the store gives it back, and as the session that wrote it has it.
+            let parsed = Payload::parse(base.bytes().clone(), &LIMITS).unwrap().1;
+            let encoded: BTreeMap<_, _> = changes
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.map(|n| encode_value(format, &n, &LIMITS).unwrap())))
+                .collect();
+            let list: Vec<_> = encoded.iter().map(|(key, value)| (*key, value.as_deref())).collect();
+            let mut expected = old.clone();
+            for (key, value) in &encoded {
+                match value {
+                    Some(value) => expected.insert(key, value.clone()),
+                    None => expected.remove(key),
+                };
+            }
+            for base in [base, parsed] {
+                let changed = base.changed(&meta, &list);
+                let (head, again) = Payload::parse(changed.bytes().clone(), &LIMITS).unwrap();
+                prop_assert_eq!(head, Head::Live(meta));
+                for payload in [&changed, &again] {
+                    prop_assert_eq!(payload.len(), expected.len());
+                    prop_assert_eq!(payload.data_len(), again.data_len());
+                    let found: BTreeMap<_, _> = payload.iter().collect();
+                    let expected_pairs = expected.iter().map(|(key, value)| (*key, &value[..]));
+                    prop_assert!(found.into_iter().eq(expected_pairs));
+                    for (key, value) in &expected {
+                        prop_assert_eq!(payload.get(key), Some(&value[..]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_changed_for_good() {
+    let json = Bytes::from_static(br#"{"n":1,"a":0,"n":2}"#);
+    let packed = Bytes::from_static(b"\x83\xa1n\x01\xa1a\x00\xa1n\x02");
+    for twice in [json, packed] {
+        let (_, payload) = Payload::parse(twice, &LIMITS).unwrap();
+        let three = encode_value(payload.format(), &3, &LIMITS).unwrap();
+        let changed = payload.changed(&Meta::default(), &[("n", Some(&three))]);
+        assert_eq!(changed.len(), 2);
+        assert_eq!(changed.get("n"), Some(&three[..]));
     }
 }

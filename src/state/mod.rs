@@ -1,12 +1,12 @@
 //! What a request knows of its session, and what it has done to it. No I/O, no clock.
 
+mod draft;
 mod plan;
 mod work;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
+pub(crate) use self::draft::{Draft, Settled};
 pub(crate) use self::plan::{CookieAction, Plan, StoreAction};
 use self::work::Attempt;
 pub(crate) use self::work::{Outcome, Reread, Work};
@@ -14,7 +14,7 @@ use crate::config::{MAX_LIFETIME, Policy};
 use crate::edits::{self, Batch, Updater};
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{SessionId, SessionKey};
-use crate::payload::{self, META_KEY, Meta, Payload};
+use crate::payload::{self, META_KEY, Meta, Payload, Value};
 use crate::store::Record;
 
 /// Whose session it is.
@@ -71,6 +71,8 @@ pub(crate) struct State {
     /// Edits on top of `base`. Only the last may still grow, and only if no attempt has taken it along.
     batches: Vec<Batch>,
     attempts: Vec<Attempt>,
+    /// The attempt that is under way, if what it writes has stayed here: see [`State::draft`].
+    sent: Option<Attempt>,
     rotate: bool,
     endings: Vec<Ending>,
     /// Whether a commit is under way.
@@ -107,53 +109,55 @@ pub(crate) struct Seen {
 }
 
 impl State {
-    pub(crate) fn new(identity: Identity, base: Payload, meta: Meta, seen: Seen) -> Self {
-        let mut state = Self {
-            identity,
-            base,
-            meta,
+    /// A session without data, of nobody.
+    #[inline]
+    pub(crate) fn new(policy: &Policy) -> Self {
+        Self {
+            identity: Identity::Anonymous,
+            base: Payload::empty(policy.format),
+            meta: Meta::default(),
             batches: Vec::new(),
             attempts: Vec::new(),
+            sent: None,
             rotate: false,
             endings: Vec::new(),
             committing: false,
             flushes: 0,
-            carried_cookie: seen.carried_cookie,
-            touch_due: seen.touch_due,
-            cookie_due: seen.cookie_due,
-            cookie_waits: seen.cookie_waits,
+            carried_cookie: false,
+            touch_due: false,
+            cookie_due: false,
+            cookie_waits: false,
             owes_cookie: false,
             owes_removal: false,
             count: 0,
             size: 0,
             litter: Vec::new(),
             lost: None,
-        };
-        state.measure();
-        state
+        }
     }
 
-    /// A session without data, and without a record.
-    pub(crate) fn without_record(
-        policy: &Policy,
-        identity: Identity,
-        carried_cookie: bool,
-    ) -> Self {
-        let seen = Seen {
-            carried_cookie,
-            ..Seen::default()
-        };
-        Self::new(
-            identity,
-            Payload::empty(policy.format),
-            Meta::default(),
-            seen,
-        )
+    /// Takes in what was loaded.
+    #[inline]
+    pub(crate) fn read(&mut self, identity: Identity, base: Payload, meta: Meta, seen: Seen) {
+        (self.count, self.size) = (base.len(), base.data_len());
+        self.identity = identity;
+        self.base = base;
+        self.meta = meta;
+        self.carried_cookie = seen.carried_cookie;
+        self.touch_due = seen.touch_due;
+        self.cookie_due = seen.cookie_due;
+        self.cookie_waits = seen.cookie_waits;
+    }
+
+    /// Takes note of whose session it is, when there is no record of it.
+    pub(crate) fn identify(&mut self, identity: Identity, carried_cookie: bool) {
+        self.identity = identity;
+        self.carried_cookie = carried_cookie;
     }
 
     // What handlers see and do.
 
-    pub(crate) fn get(&self, key: &str) -> Option<Bytes> {
+    pub(crate) fn get(&self, key: &str) -> Option<Value> {
         edits::look_up(&self.base, &self.batches, key)
     }
 
@@ -188,7 +192,7 @@ impl State {
     pub(crate) fn set(
         &mut self,
         key: &str,
-        value: Bytes,
+        value: Value,
         policy: &Policy,
     ) -> Result<(), SessionError> {
         let before = edits::peek(&self.base, &self.batches, key);
@@ -204,7 +208,9 @@ impl State {
         } else {
             self.pending().set(key, value, format)
         };
-        self.litter.extend(litter);
+        if !litter.is_empty() {
+            self.litter.extend(litter);
+        }
         Ok(())
     }
 
@@ -212,12 +218,14 @@ impl State {
     pub(crate) fn update(
         &mut self,
         key: &str,
-        before: Option<&Bytes>,
+        before: Option<&Value>,
         updater: Updater,
-        value: Bytes,
+        value: Value,
         policy: &Policy,
     ) -> Result<(), SessionError> {
-        if let Err(refused) = self.make_room(key, before.map(Bytes::len), value.len(), policy) {
+        if let Err(refused) =
+            self.make_room(key, before.map(|value| value.len()), value.len(), policy)
+        {
             self.litter.push(updater);
             return Err(refused);
         }
@@ -226,20 +234,20 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn remove(&mut self, key: &str) -> Option<Bytes> {
+    pub(crate) fn remove(&mut self, key: &str) -> Option<Value> {
         self.remove_by(key, |batch, _| batch.remove(key))
     }
 
     /// Removes a value that the request is going to use, which nobody else may have done before.
-    pub(crate) fn take(&mut self, key: &str) -> Option<Bytes> {
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.remove_by(key, |batch, value| batch.take(key, value.clone()))
     }
 
     fn remove_by(
         &mut self,
         key: &str,
-        remove: impl FnOnce(&mut Batch, &Bytes) -> Vec<Updater>,
-    ) -> Option<Bytes> {
+        remove: impl FnOnce(&mut Batch, &Value) -> Vec<Updater>,
+    ) -> Option<Value> {
         let before = self.get(key)?;
         self.count -= 1;
         self.size -= self.written_len(key, before.len());
@@ -257,6 +265,10 @@ impl State {
         let litter = self.pending().clear();
         self.litter.extend(litter);
         self.measure();
+    }
+
+    pub(crate) fn has_litter(&self) -> bool {
+        !self.litter.is_empty()
     }
 
     /// What is to be dropped once the session is free to be looked at again.
@@ -299,6 +311,7 @@ impl State {
         self.meta = Meta::default();
         self.drop_batches();
         self.attempts.clear();
+        self.sent = None;
         self.rotate = false;
         self.touch_due = false;
         self.cookie_due = false;
@@ -307,42 +320,60 @@ impl State {
     }
 
     fn drop_batches(&mut self) {
-        let litter = self.batches.drain(..).flat_map(Batch::into_updaters);
+        self.drop_first_batches(self.batches.len());
+    }
+
+    fn drop_first_batches(&mut self, count: usize) {
+        let litter = self.batches.drain(..count).flat_map(Batch::into_updaters);
         self.litter.extend(litter);
     }
 
+    /// How many batches, from the first, must stay as they are, because an attempt wrote them.
+    fn taken(&self) -> usize {
+        let attempts = self.attempts.iter().chain(&self.sent);
+        attempts.map(|attempt| attempt.batches).max().unwrap_or(0)
+    }
+
     fn pending(&mut self) -> &mut Batch {
-        let taken = self
-            .attempts
-            .iter()
-            .map(|attempt| attempt.batches)
-            .max()
-            .unwrap_or(0);
-        if self.batches.len() <= taken {
+        if self.batches.len() <= self.taken() {
+            self.batches.reserve_exact(1);
             self.batches.push(Batch::default());
         }
         let last = self.batches.len() - 1;
         &mut self.batches[last]
     }
 
+    /// The batches that are under way count as stored, until it is known that they are not.
+    fn unsent(&self) -> (&[Batch], &[Batch]) {
+        let sent = self.sent.as_ref().map_or(0, |attempt| attempt.batches);
+        self.batches.split_at(sent.min(self.batches.len()))
+    }
+
     fn is_as_stored(&self, key: &str) -> bool {
         self.attempts.is_empty()
             && self
-                .batches
+                .unsent()
+                .1
                 .iter()
                 .all(|batch| matches!(batch.get(key), edits::Said::Nothing))
     }
 
     /// Whether giving `key` this value leaves it as it was before the last batch. Never so while the
     /// fate of an earlier write is unknown.
-    fn comes_to_nothing(&self, key: &str, value: Option<&Bytes>) -> bool {
-        let before = match self.batches.split_last() {
-            None => self.base.get(key),
-            Some((last, _)) if last.is_clear() => None,
-            // Earlier batches are there to stay: a commit has had them, and failed.
-            Some((_, earlier)) => edits::peek(&self.base, earlier, key),
+    fn comes_to_nothing(&self, key: &str, value: Option<&Value>) -> bool {
+        if !self.attempts.is_empty() {
+            return false;
+        }
+        let before = match self.unsent() {
+            (sent, []) => edits::peek(&self.base, sent, key),
+            (_, [.., last]) if last.is_clear() => None,
+            // Earlier batches are there to stay: a commit has had them.
+            (_, [.., _]) => {
+                let earlier = &self.batches[..self.batches.len() - 1];
+                edits::peek(&self.base, earlier, key)
+            }
         };
-        self.attempts.is_empty() && before == value.map(|value| &value[..])
+        before == value.map(|value| &value[..])
     }
 
     fn make_room(
@@ -383,23 +414,33 @@ impl State {
             (self.count, self.size) = (self.base.len(), self.base.data_len());
             return;
         }
-        let entries = edits::entries(&self.base, &self.batches);
-        let size = entries
-            .iter()
+        let entries = self.entries();
+        let lengths = entries.iter();
+        let size = lengths
             .map(|(key, value)| self.written_len(key, value.len()))
             .sum();
-        (self.count, self.size) = (entries.len(), size);
+        let count = entries.len();
+        (self.count, self.size) = (count, size);
     }
 
     fn has_edits(&self) -> bool {
-        !self.attempts.is_empty()
-            || match self.identity {
-                Identity::Stored(_) => self
-                    .batches
+        if !self.attempts.is_empty() {
+            return true;
+        }
+        let (sent, unsent) = self.unsent();
+        match self.identity {
+            _ if sent.is_empty() && unsent.is_empty() => false,
+            Identity::Anonymous | Identity::Ended(_) if sent.is_empty() => self.count > 0,
+            Identity::Anonymous | Identity::Ended(_) | Identity::Stored(_) => {
+                let mut meta = self.meta;
+                for batch in sent {
+                    batch.apply_to_meta(&mut meta);
+                }
+                unsent
                     .iter()
-                    .any(|batch| batch.changes(&self.base, &self.meta)),
-                Identity::Anonymous | Identity::Ended(_) => self.count > 0,
+                    .any(|batch| batch.changes(&self.base, sent, &meta))
             }
+        }
     }
 
     // When the request is over.
@@ -410,8 +451,10 @@ impl State {
         let dropped = self.has_edits() || rotates;
         self.attempts.clear();
         self.rotate = false;
-        if !self.batches.is_empty() {
-            self.drop_batches();
+        let sent = self.unsent().0.len();
+        if self.batches.len() > sent {
+            let dropped = self.batches.drain(sent..).flat_map(Batch::into_updaters);
+            self.litter.extend(dropped);
             self.measure();
         }
         dropped
@@ -494,8 +537,8 @@ mod tests {
     fn dropped_edits_leave_nothing_to_store() {
         let limits = StoreLimits::new(1 << 20);
         let (policy, _) = SessionConfig::default().validate(limits).unwrap();
-        let mut state = State::without_record(&policy, Identity::Anonymous, false);
-        let value = Bytes::from_static(b"\x01");
+        let mut state = State::new(&policy);
+        let value = Value::from("\x01");
         state.set("visits", value, &policy).unwrap();
         assert_eq!(state.plan(true).store, StoreAction::Create);
         assert!(state.drop_edits());
@@ -507,12 +550,13 @@ mod tests {
     fn a_session_is_as_large_without_edits_as_with_the_same_data_in_edits() {
         let limits = StoreLimits::new(1 << 20);
         let (policy, _) = SessionConfig::default().validate(limits).unwrap();
-        let mut edited = State::without_record(&policy, Identity::Anonymous, false);
-        let (key, value) = ("visits", Bytes::from_static(b"\x01"));
+        let mut edited = State::new(&policy);
+        let (key, value) = ("visits", Value::from("\x01"));
         edited.set(key, value.clone(), &policy).unwrap();
-        let entries = [(key, &value[..])].into_iter();
-        let base = Payload::encode(policy.format, &Meta::default(), entries);
-        let read = State::new(Identity::Anonymous, base, Meta::default(), Seen::default());
+        let entries = [(key, Some(&value[..]))];
+        let base = Payload::empty(policy.format).changed(&Meta::default(), &entries);
+        let mut read = State::new(&policy);
+        read.read(Identity::Anonymous, base, Meta::default(), Seen::default());
         assert_eq!((read.count, read.size), (edited.count, edited.size));
         assert_eq!((read.count, read.size), (1, key.len() + value.len()));
     }

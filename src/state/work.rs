@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
+use super::draft::lost_taken;
 use super::{CookieAction, Ending, Identity, Plan, State, Stored};
 use crate::config::Policy;
-use crate::edits::{self, Batch};
+use crate::edits::{self, Batch, Changes};
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionKey};
 use crate::payload::{Meta, Payload};
@@ -30,6 +31,7 @@ impl State {
     /// With the `last` commit of a request, edits that it does not store are dropped; those that come
     /// while it runs are not the response's any more, and wait for a `save`.
     pub(crate) fn begin(&mut self, plan: Plan, last: bool, now: u64) -> Work {
+        self.forget_unsettled();
         self.committing = true;
         let mut work = Work {
             plan,
@@ -53,6 +55,7 @@ impl State {
             replayed: None,
             flushes: self.flushes,
             last,
+            too_late: None,
         };
         if plan.writes() {
             work.batches = std::mem::take(&mut self.batches);
@@ -88,10 +91,6 @@ impl State {
                     });
                     return false;
                 }
-                self.owes_cookie |= work.plan.cookie == CookieAction::Set;
-                self.owes_removal &= !self.owes_cookie;
-                self.touch_due = false;
-                self.identity = Identity::Stored(stored);
                 if let Some((meta, _)) = work.written.take() {
                     self.meta = meta;
                 }
@@ -99,12 +98,9 @@ impl State {
                 if let Some(payload) = work.replayed.take() {
                     self.base = payload;
                 }
-                self.measure();
+                self.conclude_stored(stored, work.plan.cookie);
                 if work.lost_taken && !work.last {
-                    self.lost = Some(SessionError::new(
-                        SessionErrorKind::Taken,
-                        "a value that this request took was taken or changed by another",
-                    ));
+                    self.lost = Some(lost_taken());
                 }
                 replayed && !self.batches.is_empty()
             }
@@ -185,18 +181,20 @@ pub(crate) struct Work {
     pub(crate) plan: Plan,
     pub(crate) endings: Vec<Ending>,
     pub(crate) stored: Option<Stored>,
-    base: Payload,
-    meta: Meta,
-    batches: Vec<Batch>,
-    attempts: Vec<Attempt>,
-    rotate: bool,
-    lost_taken: bool,
+    pub(super) base: Payload,
+    pub(super) meta: Meta,
+    pub(super) batches: Vec<Batch>,
+    pub(super) attempts: Vec<Attempt>,
+    pub(super) rotate: bool,
+    pub(super) lost_taken: bool,
     /// What was written last, or is about to be.
-    written: Option<(Meta, Bytes)>,
+    pub(super) written: Option<(Meta, Bytes)>,
     /// The same with its index, once it is no longer what [`State::begin`] has made.
-    replayed: Option<Payload>,
-    flushes: u32,
-    last: bool,
+    pub(super) replayed: Option<Payload>,
+    pub(super) flushes: u32,
+    pub(super) last: bool,
+    /// What became of a change that could not be planned.
+    pub(crate) too_late: Option<SessionError>,
 }
 
 /// What became of a commit.
@@ -306,20 +304,47 @@ impl Work {
         self.replayed = Some(payload);
     }
 
-    /// The batches laid over what was read. A session that begins, or begins anew under another id,
-    /// counts its age from `now`.
     fn encode(&self, now: u64) -> (Meta, Payload) {
-        let mut meta = self.meta;
-        for batch in &self.batches {
-            batch.apply_to_meta(&mut meta);
-        }
-        if self.rotate || self.stored.is_none() {
-            meta.created = Some(now);
-            meta.generation = 0;
-        }
-        meta.created.get_or_insert(now);
-        let entries = edits::entries(&self.base, &self.batches);
-        let payload = Payload::encode(self.base.format(), &meta, entries.iter().copied());
-        (meta, payload)
+        let begins = self.rotate || self.stored.is_none();
+        merge(&self.base, self.meta, &self.batches, begins, now)
     }
+}
+
+/// The batches laid over what was read. A session that `begins`, or begins anew under another id,
+/// counts its age from `now`.
+pub(super) fn merge(
+    base: &Payload,
+    mut meta: Meta,
+    batches: &[Batch],
+    begins: bool,
+    now: u64,
+) -> (Meta, Payload) {
+    for batch in batches {
+        batch.apply_to_meta(&mut meta);
+    }
+    if begins {
+        meta.created = Some(now);
+        meta.generation = 0;
+    }
+    meta.created.get_or_insert(now);
+    let changes = Changes::of(batches);
+    let empty = Payload::empty(base.format());
+    let base = if changes.clears { &empty } else { base };
+    // A handful of changes, as most requests make, needs no memory.
+    let (mut few, mut count) = ([("", None); 8], 0);
+    changes.each(|key, value| {
+        if let Some(place) = few.get_mut(count) {
+            *place = (key, value);
+        }
+        count += 1;
+    });
+    let payload = match few.get(..count) {
+        Some(few) => base.changed(&meta, few),
+        None => {
+            let mut all = Vec::with_capacity(count);
+            changes.each(|key, value| all.push((key, value)));
+            base.changed(&meta, &all)
+        }
+    };
+    (meta, payload)
 }

@@ -24,15 +24,21 @@ mod memory;
 mod migrating;
 #[cfg(feature = "mongodb")]
 mod mongodb;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "null")]
 mod null;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod scan;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub(crate) mod sweeper;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod table;
 #[allow(dead_code, reason = "each store uses its part")]
 mod url;
@@ -65,8 +71,12 @@ pub use self::memory::MemoryStore;
 pub use self::migrating::MigratingStore;
 #[cfg(feature = "mongodb")]
 pub use self::mongodb::{MongoStore, MongoStoreBuilder};
+#[cfg(feature = "mysql")]
+pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresStore, PostgresStoreBuilder};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisClient, RedisStore, RedisStoreBuilder};
 pub use self::scan::{Cursor, Page, ScanStore};
@@ -263,6 +273,12 @@ impl Debug for Record {
 pub struct NewRecord<'a> {
     revision: Revision,
     payload: &'a [u8],
+    /// The payload once more, for a store that can keep it without copying it.
+    #[cfg_attr(
+        not(feature = "memory"),
+        expect(dead_code, reason = "such a store is not compiled in")
+    )]
+    shared: Option<&'a Bytes>,
     ttl: Duration,
     ending: bool,
 }
@@ -274,8 +290,17 @@ impl<'a> NewRecord<'a> {
         Self {
             revision,
             payload,
+            shared: None,
             ttl,
             ending: false,
+        }
+    }
+
+    /// The same of a payload that may be shared, and takes no more memory than it is long.
+    pub(crate) fn of(revision: Revision, payload: &'a Bytes, ttl: Duration) -> Self {
+        Self {
+            shared: Some(payload),
+            ..Self::new(revision, payload, ttl)
         }
     }
 
@@ -297,6 +322,13 @@ impl<'a> NewRecord<'a> {
     #[must_use]
     pub fn payload(&self) -> &'a [u8] {
         self.payload
+    }
+
+    /// The bytes to keep, copied only if they have to be.
+    #[cfg(feature = "memory")]
+    pub(crate) fn to_bytes(self) -> Bytes {
+        let copied = || Bytes::copy_from_slice(self.payload);
+        self.shared.map_or_else(copied, Bytes::clone)
     }
 
     /// The lifetime from now. Never zero.

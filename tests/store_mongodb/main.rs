@@ -85,15 +85,22 @@ async fn opened(url: &str) -> (MongoStore, mongodb::Collection<Document>) {
     (store, raw)
 }
 
-/// Everything that an error says, its causes included.
-fn told(error: &StoreError) -> String {
+/// That nothing of `secrets` is in what an error says, its causes included, as text or in hexadecimal.
+fn assert_tells_none_of(secrets: &[&str], error: &StoreError) {
     let mut told = format!("{error} {error:?}");
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         told.push_str(&format!(" {cause} {cause:?}"));
         source = cause.source();
     }
-    told
+    let lower = told.to_lowercase();
+    for secret in secrets {
+        let hexadecimal: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(
+            !told.contains(secret) && !lower.contains(&hexadecimal),
+            "{secret} is in {told}"
+        );
+    }
 }
 
 struct Collections {

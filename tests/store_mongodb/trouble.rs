@@ -196,7 +196,11 @@ async fn passwords_and_privileges_are_told_apart_and_never_told() {
             .unwrap();
     }
     let open_as = async |user: &str, password: &str, more: &str| {
-        open(format!("mongodb://{user}:{password}@{at}/app{more}")).await
+        // Unoptimised, a password takes long to be hashed.
+        open(format!(
+            "mongodb://{user}:{password}@{at}/app?timeout=15s{more}"
+        ))
+        .await
     };
 
     // What docs/stores.md says is enough.
@@ -211,11 +215,11 @@ async fn passwords_and_privileges_are_told_apart_and_never_told() {
     full.migrate().await.unwrap();
     full.delete(&key).await.unwrap();
     // And without the index.
-    let least = open_as("least", CANARY, "?create_index=false").await;
+    let least = open_as("least", CANARY, "&create_index=false").await;
     put(&least, &key, payload.as_bytes()).await;
 
     let least = open_as("least", CANARY, "").await;
-    let reader = open_as("reader", CANARY, "?create_index=false").await;
+    let reader = open_as("reader", CANARY, "&create_index=false").await;
     let stranger = open_as("full", &format!("{CANARY}x"), "").await;
     let nobody = open_as("nobody", CANARY, "").await;
     let anonymous = open(format!("mongodb://{at}/app")).await;
@@ -235,10 +239,8 @@ async fn passwords_and_privileges_are_told_apart_and_never_told() {
         anonymous.update(&key, &seen, &record).await.unwrap_err(),
     ];
     for error in &errors {
-        let told = told(error);
-        assert_eq!(error.kind(), StoreErrorKind::Config, "{told}");
-        assert!(!told.contains(CANARY), "{told}");
-        assert!(!told.contains(key.as_str()), "{told}");
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{error:?}");
+        assert_tells_none_of(&[CANARY, key.as_str()], error);
     }
     assert!(
         errors[0].to_string().contains("createIndex"),
@@ -271,12 +273,12 @@ async fn what_the_collection_refuses_is_configuration_and_is_not_quoted() {
         .run_command(doc! { "createIndexes": "sessions", "indexes": [index] })
         .await
         .unwrap();
-    let (key, other) = (new_key(), new_key());
+    let (key, other, refused) = (new_key(), new_key(), new_key());
     put(&store, &key, CANARY.as_bytes()).await;
     let seen = put(&store, &other, b"x").await;
     let twice = new(CANARY.as_bytes());
     let mut errors = vec![
-        store.create(&new_key(), &twice).await.unwrap_err(),
+        store.create(&refused, &twice).await.unwrap_err(),
         store.update(&other, &seen, &twice).await.unwrap_err(),
     ];
     database
@@ -288,7 +290,7 @@ async fn what_the_collection_refuses_is_configuration_and_is_not_quoted() {
         .unwrap();
     errors.push(
         store
-            .create(&new_key(), &new(CANARY.as_bytes()))
+            .create(&refused, &new(CANARY.as_bytes()))
             .await
             .unwrap_err(),
     );
@@ -299,11 +301,9 @@ async fn what_the_collection_refuses_is_configuration_and_is_not_quoted() {
     let view = open(format!("{url}?collection=view&create_index=false")).await;
     errors.push(view.create(&key, &twice).await.unwrap_err());
     for error in &errors {
-        let told = told(error);
-        assert_eq!(error.kind(), StoreErrorKind::Config, "{told}");
-        for secret in [CANARY, key.as_str(), other.as_str()] {
-            assert!(!told.contains(secret), "{told}");
-        }
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{error:?}");
+        let keys = [&key, &other, &refused].map(SessionKey::as_str);
+        assert_tells_none_of(&[&keys[..], &[CANARY]].concat(), error);
     }
 }
 

@@ -13,6 +13,8 @@ impl AnyStore {
     /// | `null://` | `NullStore` | `null` |
     /// | `file:///var/lib/app/sessions` | `FileStore` | `file` |
     /// | `sqlite://sessions.db` | `SqliteStore` | `sqlite` |
+    /// | `postgres://user:password@host/database`, `postgresql://…` | `PostgresStore` | `postgres` |
+    /// | `mysql://user:password@host/database`, `mariadb://…` | `MySqlStore` | `mysql` |
     /// | `redis://host:6379/0`, `redis+cluster://host1,host2`, `redis+sentinel://host1,host2/mymaster`, `redis+unix:///path`; `rediss…` for TLS; `valkey…` | `RedisStore` | `redis` |
     /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
     /// | `dynamodb://sessions?region=eu-central-1` | `DynamoStore` | `dynamodb` |
@@ -57,6 +59,14 @@ impl AnyStore {
             "sqlite" => Ok(Self::with_scan(
                 crate::store::SqliteStore::connect(url).await?,
             )),
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Ok(Self::with_scan(
+                crate::store::PostgresStore::connect(url).await?,
+            )),
+            #[cfg(feature = "mysql")]
+            "mysql" | "mariadb" => Ok(Self::with_scan(
+                crate::store::MySqlStore::connect(url).await?,
+            )),
             #[cfg(feature = "redis")]
             scheme if of_redis(scheme) => {
                 let store = crate::store::RedisStore::connect(url).await?;
@@ -83,6 +93,10 @@ const SCHEMES: &[(&str, &str)] = &[
     ("null", "null"),
     ("file", "file"),
     ("sqlite", "sqlite"),
+    ("postgres", "postgres"),
+    ("postgresql", "postgres"),
+    ("mysql", "mysql"),
+    ("mariadb", "mysql"),
     ("redis", "redis"),
     ("rediss", "redis"),
     ("redis+cluster", "redis"),

@@ -27,12 +27,14 @@ const RECORDS_PER_SHARD: usize = 2048;
 const LEAST_SHARDS: usize = 64;
 const MOST_SHARDS: usize = 1 << 16;
 
-/// How many due records an operation looks at, in its own shard and in another. Together more than
-/// the one record that a `create` adds, so that what expires cannot pile up.
+/// How many due records an operation looks at in its own shard.
 const STEPS: usize = 2;
 
-/// One read in so many looks into another shard, too.
+/// One operation in so many looks into another shard, too, and at so many records there. With `STEPS`
+/// that is more than the one record which a `create` adds, so that what expires cannot pile up.
+const WRITES_PER_VISIT: usize = 4;
 const READS_PER_VISIT: usize = 16;
+const VISIT_STEPS: usize = 8;
 
 /// How much is done to make room in a full store: so many shards, so many records in each.
 const ROOM_SHARDS: usize = 64;
@@ -236,7 +238,7 @@ impl Shared {
             let away = home.wrapping_add(turn / per_visit) & (self.shards.len() - 1);
             // Whoever has a busy shard locked is freeing there.
             if let Ok(mut other) = self.shards[away].0.try_lock() {
-                self.release(other.reap(now, STEPS));
+                self.release(other.reap(now, VISIT_STEPS));
             }
         }
         let mut shard = self.lock(home);
@@ -331,7 +333,8 @@ impl SessionStore for MemoryStore {
         let shared = &*self.0;
         let now = shared.now();
         let mut shard = shared.enter(key, now, READS_PER_VISIT);
-        Ok(shard.alive(key, now).map(|entry| {
+        Ok(shard.alive(key, now).map(|at| {
+            let entry = shard.entry(at);
             let left = Duration::from_nanos(entry.expires - now);
             Record::new(entry.revision, entry.payload.clone(), left)
         }))
@@ -345,13 +348,13 @@ impl SessionStore for MemoryStore {
         self.limits().check(new)?;
         let shared = &*self.0;
         // Copied before the lock is taken: what is done under it does not depend on the size.
-        let payload = Bytes::copy_from_slice(new.payload());
+        let payload = new.to_bytes();
         let size = payload.len();
         let mut tried = false;
         loop {
             let now = shared.now();
             {
-                let mut shard = shared.enter(key, now, 1);
+                let mut shard = shared.enter(key, now, WRITES_PER_VISIT);
                 if shard.alive(key, now).is_some() {
                     return Ok(CreateOutcome::Taken);
                 }
@@ -378,17 +381,18 @@ impl SessionStore for MemoryStore {
     ) -> Result<UpdateOutcome, StoreError> {
         self.limits().check(new)?;
         let shared = &*self.0;
-        let payload = Bytes::copy_from_slice(new.payload());
+        let payload = new.to_bytes();
         let size = payload.len();
         let mut tried = false;
         loop {
             let now = shared.now();
             let growth;
             {
-                let mut shard = shared.enter(key, now, 1);
-                let Some(entry) = shard.alive(key, now) else {
+                let mut shard = shared.enter(key, now, WRITES_PER_VISIT);
+                let Some(at) = shard.alive(key, now) else {
                     return Ok(UpdateOutcome::Gone);
                 };
+                let entry = shard.entry(at);
                 if entry.revision != seen.revision() {
                     return Ok(UpdateOutcome::Conflict);
                 }
@@ -396,7 +400,7 @@ impl SessionStore for MemoryStore {
                 if shared.reserve(0, growth) {
                     let old = std::mem::replace(&mut entry.payload, payload);
                     entry.revision = new.revision();
-                    shard.renew(key, now.saturating_add(ticks(new.ttl())));
+                    shard.renew(at, now.saturating_add(ticks(new.ttl())));
                     shared.release(Freed {
                         records: 0,
                         bytes: old.len().saturating_sub(size),
@@ -420,12 +424,12 @@ impl SessionStore for MemoryStore {
     ) -> Result<TouchOutcome, StoreError> {
         let shared = &*self.0;
         let now = shared.now();
-        let mut shard = shared.enter(key, now, 1);
+        let mut shard = shared.enter(key, now, WRITES_PER_VISIT);
         Ok(match shard.alive(key, now) {
             None => TouchOutcome::Gone,
-            Some(entry) if entry.revision != seen.revision() => TouchOutcome::Conflict,
-            Some(_) => {
-                shard.renew(key, now.saturating_add(ticks(ttl)));
+            Some(at) if shard.entry(at).revision != seen.revision() => TouchOutcome::Conflict,
+            Some(at) => {
+                shard.renew(at, now.saturating_add(ticks(ttl)));
                 TouchOutcome::Touched(0)
             }
         })
@@ -434,7 +438,7 @@ impl SessionStore for MemoryStore {
     async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
         let shared = &*self.0;
         let now = shared.now();
-        let payload = shared.enter(key, now, 1).remove(key);
+        let payload = shared.enter(key, now, WRITES_PER_VISIT).remove(key);
         shared.release(removed(payload));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! One shard of the memory store: a table of records, and the order in which they fall due.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
@@ -11,12 +11,12 @@ use crate::store::{Revision, SessionKey};
 pub(super) type Tick = u64;
 
 pub(super) struct Entry {
+    key: SessionKey,
     pub(super) revision: Revision,
     pub(super) payload: Bytes,
     pub(super) expires: Tick,
-    /// When the schedule looks at this record: never later than `expires`. A renewal does not move
-    /// it, so that a touch costs no search; whoever finds it due moves it then.
-    due: Tick,
+    /// Where the schedule has this record.
+    place: usize,
 }
 
 /// What a removal gave back.
@@ -27,23 +27,33 @@ pub(super) struct Freed {
 }
 
 pub(super) struct Shard {
-    table: HashMap<SessionKey, Entry, KeyHashing>,
-    /// Exactly one element for each record. A set, not a heap: what is deleted leaves it at once, so
-    /// that logins and logouts leave nothing behind for the length of a lifetime.
-    schedule: BTreeSet<(Tick, SessionKey)>,
+    /// Where in `entries` the record of a key is.
+    table: HashMap<SessionKey, usize, KeyHashing>,
+    entries: Vec<Entry>,
+    /// When a record is to be looked at, never later than it expires, and where in `entries` it is.
+    /// A heap: the next is at the top. A renewal leaves it as it is, so that a touch costs no search;
+    /// whoever finds the record due moves it then. Records know their places, so that what is deleted
+    /// leaves at once: logins and logouts leave nothing behind for the length of a lifetime.
+    schedule: Vec<(Tick, usize)>,
 }
 
 impl Shard {
     pub(super) fn new(hashing: KeyHashing) -> Self {
         Self {
             table: HashMap::with_hasher(hashing),
-            schedule: BTreeSet::new(),
+            entries: Vec::new(),
+            schedule: Vec::new(),
         }
     }
 
-    /// The record under `key` if it is alive.
-    pub(super) fn alive(&mut self, key: &SessionKey, now: Tick) -> Option<&mut Entry> {
-        self.table.get_mut(key).filter(|entry| entry.expires > now)
+    /// Where the record under `key` is, if it is alive.
+    pub(super) fn alive(&self, key: &SessionKey, now: Tick) -> Option<usize> {
+        let at = *self.table.get(key)?;
+        (self.entries[at].expires > now).then_some(at)
+    }
+
+    pub(super) fn entry(&mut self, at: usize) -> &mut Entry {
+        &mut self.entries[at]
     }
 
     /// Writes a record where none is.
@@ -54,37 +64,91 @@ impl Shard {
         payload: Bytes,
         expires: Tick,
     ) {
-        let entry = Entry {
+        let (at, place) = (self.entries.len(), self.schedule.len());
+        let before = self.table.insert(*key, at);
+        debug_assert!(before.is_none());
+        self.entries.push(Entry {
+            key: *key,
             revision,
             payload,
             expires,
-            due: expires,
-        };
-        if let Some(old) = self.table.insert(*key, entry) {
-            self.schedule.remove(&(old.due, *key));
-        }
-        self.schedule.insert((expires, *key));
+            place,
+        });
+        self.schedule.push((expires, at));
+        self.rise(place);
     }
 
-    /// Sets the expiry of the record under `key`.
-    pub(super) fn renew(&mut self, key: &SessionKey, expires: Tick) {
-        let Some(entry) = self.table.get_mut(key) else {
-            return;
-        };
+    /// Sets the expiry of a record.
+    pub(super) fn renew(&mut self, at: usize, expires: Tick) {
+        let entry = &mut self.entries[at];
         entry.expires = expires;
-        if expires < entry.due {
-            self.schedule.remove(&(entry.due, *key));
-            self.schedule.insert((expires, *key));
-            entry.due = expires;
+        let place = entry.place;
+        if expires < self.schedule[place].0 {
+            self.schedule[place].0 = expires;
+            self.rise(place);
         }
     }
 
     /// Removes the record under `key`, alive or not.
     pub(super) fn remove(&mut self, key: &SessionKey) -> Option<Bytes> {
-        let entry = self.table.remove(key)?;
-        self.schedule.remove(&(entry.due, *key));
+        let at = self.table.remove(key)?;
+        Some(self.remove_at(at))
+    }
+
+    /// Removes what the table no longer knows.
+    fn remove_at(&mut self, at: usize) -> Bytes {
+        let removed = self.entries.swap_remove(at);
+        if let Some(moved) = self.entries.get(at) {
+            self.schedule[moved.place].1 = at;
+            if let Some(moved_at) = self.table.get_mut(&moved.key) {
+                *moved_at = at;
+            }
+        }
+        let place = removed.place;
+        self.schedule.swap_remove(place);
+        if let Some((_, moved)) = self.schedule.get(place) {
+            self.entries[*moved].place = place;
+            self.sink(place);
+            self.rise(place);
+        }
         self.shrink();
-        Some(entry.payload)
+        removed.payload
+    }
+
+    /// Moves an element of the schedule up to where it belongs.
+    fn rise(&mut self, mut place: usize) {
+        while place > 0 {
+            let above = (place - 1) / 2;
+            if self.schedule[above].0 <= self.schedule[place].0 {
+                return;
+            }
+            self.swap(above, place);
+            place = above;
+        }
+    }
+
+    /// Moves an element of the schedule down to where it belongs.
+    fn sink(&mut self, mut place: usize) {
+        loop {
+            let below = [2 * place + 1, 2 * place + 2].into_iter();
+            let below = below.filter(|below| *below < self.schedule.len());
+            let Some(first) = below.min_by_key(|below| self.schedule[*below].0) else {
+                return;
+            };
+            if self.schedule[place].0 <= self.schedule[first].0 {
+                return;
+            }
+            self.swap(place, first);
+            place = first;
+        }
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        self.schedule.swap(a, b);
+        for place in [a, b] {
+            let (_, at) = self.schedule[place];
+            self.entries[at].place = place;
+        }
     }
 
     /// The keys of all records, alive or not.
@@ -101,25 +165,19 @@ impl Shard {
     pub(super) fn reap(&mut self, now: Tick, steps: usize) -> Freed {
         let mut freed = Freed::default();
         for _ in 0..steps {
-            if !self.has_due(now) {
-                break;
-            }
-            let Some((_, key)) = self.schedule.pop_first() else {
+            let Some((due, at)) = self.schedule.first_mut().filter(|(due, _)| *due <= now) else {
                 break;
             };
-            match self.table.get_mut(&key) {
-                Some(entry) if entry.expires > now => {
-                    entry.due = entry.expires;
-                    self.schedule.insert((entry.due, key));
-                }
-                Some(entry) => {
-                    freed.records += 1;
-                    freed.bytes += entry.payload.len();
-                    self.table.remove(&key);
-                    self.shrink();
-                }
-                None => {}
+            let entry = &self.entries[*at];
+            if entry.expires > now {
+                *due = entry.expires;
+                self.sink(0);
+                continue;
             }
+            let key = entry.key;
+            freed.records += 1;
+            freed.bytes += entry.payload.len();
+            self.remove(&key);
         }
         freed
     }
@@ -129,7 +187,23 @@ impl Shard {
     fn shrink(&mut self) {
         let spare = self.table.capacity();
         if spare >= 64 && self.table.len() < spare / 8 {
-            self.table.shrink_to(2 * self.table.len());
+            let kept = 2 * self.table.len();
+            self.table.shrink_to(kept);
+            self.entries.shrink_to(kept);
+            self.schedule.shrink_to(kept);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn assert_sound(&self) {
+        assert_eq!(self.table.len(), self.entries.len());
+        assert_eq!(self.table.len(), self.schedule.len());
+        for (at, entry) in self.entries.iter().enumerate() {
+            assert_eq!(self.table.get(&entry.key), Some(&at));
+            let (due, of) = self.schedule[entry.place];
+            assert_eq!(of, at);
+            assert!(due <= entry.expires);
+            assert!(entry.place == 0 || self.schedule[(entry.place - 1) / 2].0 <= due);
         }
     }
 

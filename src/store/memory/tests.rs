@@ -33,6 +33,9 @@ fn assert_consistent(store: &MemoryStore) {
     let (records, scheduled, _) = sizes(store);
     assert_eq!(records, store.len());
     assert_eq!(records, scheduled);
+    for home in 0..store.0.shards.len() {
+        store.0.lock(home).assert_sound();
+    }
     if records == 0 {
         assert_eq!(store.payload_bytes(), 0);
     }

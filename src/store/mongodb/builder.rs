@@ -141,11 +141,11 @@ impl MongoStoreBuilder {
         let collection = url.take("collection")?;
         let max_payload = url.take_as("max_payload", "a number of bytes")?;
         let create_index = url.take_as("create_index", "true or false")?;
-        let timeout = url.take_as("timeout_ms", "a number of milliseconds")?;
+        let timeout = url.take_as::<humantime::Duration>("timeout", "a time, as in `1500ms`")?;
         self.collection = self.collection.take().or(collection);
         self.max_payload = self.max_payload.or(max_payload);
         self.create_index = self.create_index.or(create_index);
-        self.timeout = self.timeout.or(timeout.map(Duration::from_millis));
+        self.timeout = self.timeout.or(timeout.map(Into::into));
         Ok(())
     }
 
@@ -216,7 +216,7 @@ async fn options_of(url: &StoreUrl) -> Result<ClientOptions, StoreError> {
         mongodb::error::ErrorKind::InvalidArgument { .. } => config(
             "the URL is not one that MongoDB's driver takes: percent-encode the user name and the \
              password, and see its connection string options; the store's own settings are \
-             collection, create_index, max_payload, timeout_ms",
+             collection, create_index, max_payload, timeout",
         ),
         _ => failed("cannot read the URL", &error),
     })?;
@@ -360,7 +360,7 @@ mod tests {
         let store = opened("mongodb://127.0.0.1:1").await;
         assert!(shown(&store).contains("session_layer.sessions"));
         let store = opened(
-            "mongodb://u:hunter2@127.0.0.1:1/app?collection=web&max_payload=9&timeout_ms=70\
+            "mongodb://u:hunter2@127.0.0.1:1/app?collection=web&max_payload=9&timeout=70ms\
              &create_index=false&authSource=admin&w=2&journal=false",
         )
         .await;
@@ -424,7 +424,7 @@ mod tests {
             ("mongodb://u:hunter2@h/?max_payload=hunter2", "a number"),
             ("mongodb://u:hunter2@h/?max_payload=16777216", "16760832"),
             ("mongodb://u:hunter2@h/?create_index=hunter2", "true or"),
-            ("mongodb://u:hunter2@h/?timeout_ms=0", "zero"),
+            ("mongodb://u:hunter2@h/?timeout=0s", "zero"),
             (
                 "mongodb://u:hunter2@h/?collection=system.x",
                 "name of a coll",

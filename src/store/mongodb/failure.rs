@@ -10,6 +10,7 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// The code of a write that would have made a second document of one key.
 const DUPLICATE_KEY: i32 = 11000;
+const REFUSED: &str = "the server does not accept the user name and password";
 
 /// An error of the driver, for `doing`. The driver's own text quotes commands, and with them keys and
 /// data; what is kept of it does not.
@@ -17,10 +18,7 @@ pub(super) fn failed(doing: &'static str, error: &mongodb::error::Error) -> Stor
     let (kind, message) = match &*error.kind {
         ErrorKind::Command(found) => of_code(found.code, doing),
         ErrorKind::Write(found) => of_code(code(found), doing),
-        ErrorKind::Authentication { .. } => (
-            StoreErrorKind::Config,
-            "the server does not accept the user name and password",
-        ),
+        ErrorKind::Authentication { .. } => (StoreErrorKind::Config, REFUSED),
         ErrorKind::InvalidTlsConfig { .. } => (
             StoreErrorKind::Config,
             "TLS cannot work with these settings, or its files cannot be read",
@@ -36,6 +34,10 @@ pub(super) fn failed(doing: &'static str, error: &mongodb::error::Error) -> Stor
         }
         ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
             (StoreErrorKind::Unavailable, "the connection was lost")
+        }
+        // For some seconds after it refused a password, the driver does not ask a server again.
+        ErrorKind::ServerSelection { message, .. } if message.contains("Authentication failed") => {
+            (StoreErrorKind::Config, REFUSED)
         }
         ErrorKind::ServerSelection { .. } => (
             StoreErrorKind::Unavailable,
@@ -72,10 +74,7 @@ fn of_code(code: i32, doing: &'static str) -> (StoreErrorKind, &'static str) {
              createIndex unless the index is left to others",
         ),
         // UserNotFound, AuthenticationFailed, AtlasError, ReauthenticationRequired
-        11 | 18 | 8000 | 391 => (
-            Config,
-            "the server does not accept the user name and password",
-        ),
+        11 | 18 | 8000 | 391 => (Config, REFUSED),
         // CannotCreateIndex, IndexOptionsConflict, IndexKeySpecsConflict
         67 | 85 | 86 => (
             Config,

@@ -13,10 +13,6 @@ use tokio::sync::Mutex;
 use super::failure::failed;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How long the first `create` waits for the index. On a new collection it is there at once; on a large
-/// one the server goes on building it while sessions come and go.
-const WAIT: Duration = Duration::from_millis(500);
-
 /// Makes the index. One that somebody else has made, under another name or to remove documents somewhat
 /// later, does as well.
 pub(super) async fn make(collection: &Collection<Document>) -> Result<(), StoreError> {
@@ -74,8 +70,13 @@ impl Index {
     }
 
     /// Makes the index before the first record of this store. Whoever comes while it is being made
-    /// goes on without it: nothing expires so soon.
-    pub(super) async fn ready(&self, collection: &Collection<Document>) -> Result<(), StoreError> {
+    /// goes on without it: nothing expires so soon. So does, after `patience`, who began it: on a large
+    /// collection the server goes on building it while sessions come and go.
+    pub(super) async fn ready(
+        &self,
+        collection: &Collection<Document>,
+        patience: Duration,
+    ) -> Result<(), StoreError> {
         if self.made.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -92,7 +93,7 @@ impl Index {
             drop(turn);
             answer
         });
-        match tokio::time::timeout(WAIT, making).await {
+        match tokio::time::timeout(patience, making).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => Err(StoreError::new(
                 StoreErrorKind::Other,

@@ -113,7 +113,7 @@ impl MongoStore {
     /// | `collection=sessions` | [`with_collection`](MongoStoreBuilder::with_collection) |
     /// | `create_index=true` | [`with_create_index`](MongoStoreBuilder::with_create_index) |
     /// | `max_payload=1048576` | [`with_max_payload`](MongoStoreBuilder::with_max_payload) |
-    /// | `timeout_ms=1500` | [`with_timeout`](MongoStoreBuilder::with_timeout) |
+    /// | `timeout=1500ms` | [`with_timeout`](MongoStoreBuilder::with_timeout) |
     ///
     /// The others are [MongoDB's](https://www.mongodb.com/docs/manual/reference/connection-string-options/):
     /// `replicaSet`, `tls`, `tlsCAFile`, `authSource`, `w` and so on. The user name and the password are
@@ -242,7 +242,10 @@ impl SessionStore for MongoStore {
     ) -> Result<CreateOutcome, StoreError> {
         self.shared.limits.check(new)?;
         self.bounded(async {
-            self.shared.index.ready(&self.shared.collection).await?;
+            // Longer than the driver looks for a server, and time is left for the record.
+            let patience = self.shared.timeout.mul_f32(0.75);
+            let ready = self.shared.index.ready(&self.shared.collection, patience);
+            ready.await?;
             let collection = match new.is_ending() {
                 true => &self.shared.durable,
                 false => &self.shared.collection,
@@ -329,6 +332,8 @@ impl ScanStore for MongoStore {
                 .find(words::keys_after(last))
                 .projection(doc! { "_id": 1 })
                 .sort(doc! { "_id": 1 })
+                // All in the first answer, which holds 101 otherwise.
+                .batch_size(limit.get() as u32)
                 .limit(-(limit.get() as i64));
             let mut found = found.await.map_err(failed)?;
             let mut keys = Vec::new();

@@ -34,7 +34,7 @@ pub(super) fn create(new: &NewRecord<'_>) -> Vec<Document> {
         { "$eq": [{ "$type": "$revision" }, "binData"] },
         { "$eq": [{ "$binarySize": "$revision" }, Revision::LEN as i32] },
     ] };
-    let made = record(new, doc! { "$add": ["$$NOW", millis(new.ttl())] });
+    let made = record(new, doc! { "$add": ["$$NOW", millis(new.ttl()), 1] });
     vec![doc! { "$replaceWith": { "$cond": [taken, "$$ROOT", made] } }]
 }
 
@@ -53,7 +53,8 @@ pub(super) fn touch(seen: Revision, ttl: Duration) -> Vec<Document> {
 
 /// The keys after `last`, and nothing that is no key.
 pub(super) fn keys_after(last: &str) -> Document {
-    let pattern = format!("^[A-Za-z0-9_-]{{{}}}$", SessionKey::LEN);
+    // To the very end: `$` would pass over a last line break.
+    let pattern = format!(r"^[A-Za-z0-9_-]{{{}}}\z", SessionKey::LEN);
     doc! { "_id": { "$gt": last, "$regex": pattern } }
 }
 
@@ -70,15 +71,16 @@ fn is(seen: Revision) -> Document {
     doc! { "$eq": ["$revision", binary(seen.as_bytes())] }
 }
 
-/// `ttl` from now, and a millisecond more if the record expires just then already: the server counts
-/// documents that it has changed, and that count is how a caller knows.
+/// `ttl` from now, but not the expiry that the record has already: the server counts the documents that
+/// it has changed, and that count is how a caller knows.
 fn another_expiry(ttl: Duration) -> Document {
-    let then = bson!({ "$add": ["$$NOW", millis(ttl)] });
-    let nudge = bson!({ "$cond": [{ "$eq": ["$expires_at", then] }, 1, 0] });
-    doc! { "$add": ["$$NOW", millis(ttl), nudge] }
+    let then = bson!({ "$add": ["$$NOW", millis(ttl), 1] });
+    let more = bson!({ "$cond": [{ "$eq": ["$expires_at", then] }, 0, 1] });
+    doc! { "$add": ["$$NOW", millis(ttl), more] }
 }
 
-/// Rounded up, so that a record never lives shorter than asked.
+/// Rounded up, so that a record never lives shorter than asked. The server's clock is rounded down, for
+/// which those who add to it add one more.
 fn millis(ttl: Duration) -> i64 {
     let millis = ttl.as_nanos().div_ceil(1_000_000);
     i64::try_from(millis).map_or(LONGEST, |millis| millis.min(LONGEST))
