@@ -23,7 +23,7 @@ use session_layer::store::{
     AnyStore, CreateOutcome, MySqlStore, NewRecord, Revision, SessionStore, TouchOutcome,
     UpdateOutcome,
 };
-use sql::{BRIEF, HOUR, Log, Place, Tables, get, key, kind, new, put, shown, table};
+use sql::{BRIEF, Certificates, HOUR, Log, Place, Tables, get, key, kind, new, put, shown, table};
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, MySqlPool, Row};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -542,6 +542,36 @@ async fn what_is_set_wrongly_is_refused_at_the_start() {
         assert_eq!(error.kind(), StoreErrorKind::Config, "{url}: {error:?}");
         assert!(!shown(&error).contains("hunter2"), "{error:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MariaDB: run tests/run"]
+async fn tls_and_who_vouches_for_the_server_are_settings_of_the_url() {
+    let certificates = Certificates::new("mysql");
+    let [certificate, key_file] = ["server.crt", "server.key"].map(|name| certificates.path(name));
+    let server = mysql::start(&[
+        &format!("--ssl-cert={certificate}"),
+        &format!("--ssl-key={key_file}"),
+    ]);
+    let url = mysql::url(&server);
+    let root = url.replace(mysql::DATABASE, "");
+    let setup = "CREATE DATABASE app; CREATE USER safe@localhost REQUIRE SSL; \
+                 GRANT ALL ON app.* TO safe@localhost";
+    mysql::execute_sql(&root, setup).await;
+    let safe = url.replace("root@", "safe@");
+    let (right, wrong) = (certificates.path("ca.crt"), certificates.path("other.crt"));
+    for mode in ["VERIFY_IDENTITY", "VERIFY_CA"] {
+        let store = format!("{safe}?ssl-mode={mode}&ssl-ca={right}");
+        let store = MySqlStore::connect(&store).await.unwrap();
+        assert!(store.load(&key(0)).await.unwrap().is_none());
+        for settings in [format!("&ssl-ca={wrong}"), String::new()] {
+            let store = MySqlStore::connect(&format!("{safe}?ssl-mode={mode}{settings}")).await;
+            assert_eq!(kind(store), StoreErrorKind::Config, "{mode} {settings}");
+        }
+    }
+    // The server refuses this user without.
+    let store = MySqlStore::connect(&format!("{safe}?ssl-mode=DISABLED")).await;
+    assert_eq!(kind(store), StoreErrorKind::Config);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use session_layer::store::{
     AnyStore, CreateOutcome, NewRecord, PostgresStore, Revision, SessionStore, TouchOutcome,
     UpdateOutcome,
 };
-use sql::{BRIEF, HOUR, Log, Place, Tables, get, key, kind, new, put, shown, table};
+use sql::{BRIEF, Certificates, HOUR, Log, Place, Tables, get, key, kind, new, put, shown, table};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -473,6 +473,36 @@ async fn what_is_set_wrongly_is_refused_at_the_start() {
         let error = PostgresStore::connect(&url).await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Config, "{url}: {error:?}");
         assert!(!shown(&error).contains("hunter2"), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs PostgreSQL: run tests/run"]
+async fn tls_and_who_vouches_for_the_server_are_settings_of_the_url() {
+    let certificates = Certificates::new("postgres");
+    let [certificate, key_file] = ["server.crt", "server.key"].map(|name| certificates.path(name));
+    let server = postgres::start(&[
+        "ssl=on",
+        &format!("ssl_cert_file={certificate}"),
+        &format!("ssl_key_file={key_file}"),
+    ]);
+    let url = postgres::url(&server, "postgres");
+    postgres::connect(&url).await.close().await.unwrap();
+    let (right, wrong) = (certificates.path("ca.crt"), certificates.path("other.crt"));
+    for mode in ["verify-full", "verify-ca"] {
+        let store = format!("{url}?sslmode={mode}&sslrootcert={right}&application_name={mode}");
+        let store = PostgresStore::connect(&store).await.unwrap();
+        store.load(&key(0)).await.unwrap();
+        let encrypted = format!(
+            "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+             WHERE ssl AND application_name = '{mode}'"
+        );
+        let mut raw = postgres::connect(&url).await;
+        assert_eq!(number(&mut raw, &encrypted).await, 1);
+        for settings in [format!("&sslrootcert={wrong}"), String::new()] {
+            let store = PostgresStore::connect(&format!("{url}?sslmode={mode}{settings}")).await;
+            assert_eq!(kind(store), StoreErrorKind::Config, "{mode} {settings}");
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use session_layer::store::{
 use session_layer::{SessionKey, StoreError, StoreErrorKind};
 
 use crate::drills::Proxy;
+use crate::server::{self, Folder, is_root, run};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 pub const BRIEF: Duration = Duration::from_millis(50);
@@ -179,6 +180,48 @@ pub async fn failures<S: SessionStore>(store: &S) -> usize {
         assert!(start.elapsed() < Duration::from_millis(1700));
     }
     failures
+}
+
+/// Certificates for a server on 127.0.0.1 that runs as `user`.
+pub struct Certificates(Folder);
+
+impl Certificates {
+    pub fn new(user: &str) -> Self {
+        let certificates = Self(Folder::new("certificates"));
+        let path = |name: &str| certificates.path(name);
+        let openssl = |arguments: String| run("openssl", arguments.split_whitespace());
+        for authority in ["ca", "other"] {
+            openssl(format!(
+                "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={authority} \
+                 -keyout {} -out {}",
+                path(&format!("{authority}.key")),
+                path(&format!("{authority}.crt"))
+            ));
+        }
+        openssl(format!(
+            "req -newkey rsa:2048 -nodes -subj /CN=server -keyout {} -out {}",
+            path("server.key"),
+            path("server.csr")
+        ));
+        server::write(path("extensions").as_ref(), "subjectAltName=IP:127.0.0.1\n");
+        openssl(format!(
+            "x509 -req -days 2 -CAcreateserial -in {} -CA {} -CAkey {} -extfile {} -out {}",
+            path("server.csr"),
+            path("ca.crt"),
+            path("ca.key"),
+            path("extensions"),
+            path("server.crt")
+        ));
+        run("chmod", ["600", &path("server.key")]);
+        if is_root() {
+            run("chown", [user, &path("server.key")]);
+        }
+        certificates
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
 }
 
 /// Everything that can be read of an error.

@@ -63,3 +63,35 @@ pub(super) fn judge(number: u16) -> Verdict {
     };
     Verdict::new(kind, then, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_tell_what_to_do() {
+        for (number, kind, then) in [
+            (1045, Config, HangUp),
+            (1049, Config, HangUp),
+            (1046, Config, GoOn),
+            (1142, Config, GoOn),
+            (1146, Config, GoOn),
+            (1406, Config, GoOn),
+            (1021, Unavailable, GoOn),
+            (1114, Unavailable, GoOn),
+            (1040, Unavailable, HangUp),
+            (1053, Unavailable, HangUp),
+            (1159, Unavailable, HangUp),
+            (1290, Unavailable, HangUp),
+            (4031, Unavailable, HangUp),
+            (1205, Timeout, GoOn),
+            (1213, Unavailable, TryAgain),
+            (1153, TooLarge, HangUp),
+            (1062, Other, GoOn),
+            (0, Other, GoOn),
+        ] {
+            let verdict = judge(number);
+            assert_eq!((verdict.kind, verdict.then), (kind, then), "{number}");
+        }
+    }
+}

@@ -55,3 +55,37 @@ pub(super) fn judge(code: &str) -> Verdict {
     };
     Verdict::new(kind, then, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_tell_what_to_do() {
+        for (code, kind, then) in [
+            ("28P01", Config, HangUp),
+            ("28000", Config, HangUp),
+            ("3D000", Config, HangUp),
+            ("42501", Config, GoOn),
+            ("42P01", Config, GoOn),
+            ("42703", Config, GoOn),
+            ("42P10", Config, GoOn),
+            ("53100", Unavailable, GoOn),
+            ("53200", Unavailable, GoOn),
+            ("53300", Unavailable, HangUp),
+            ("57P01", Unavailable, HangUp),
+            ("57P03", Unavailable, HangUp),
+            ("57014", Timeout, GoOn),
+            ("25006", Unavailable, HangUp),
+            ("40001", Unavailable, TryAgain),
+            ("40P01", Unavailable, TryAgain),
+            ("08006", Unavailable, HangUp),
+            ("23505", Other, GoOn),
+            ("é", Other, GoOn),
+            ("", Other, GoOn),
+        ] {
+            let verdict = judge(code);
+            assert_eq!((verdict.kind, verdict.then), (kind, then), "{code}");
+        }
+    }
+}

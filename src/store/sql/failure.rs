@@ -18,7 +18,7 @@ pub(in crate::store) struct Verdict {
 }
 
 /// What follows from an error.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Then {
     /// The connection can be used again.
     GoOn,
