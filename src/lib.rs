@@ -33,7 +33,7 @@
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
 //! | read all of it from the environment or a file | [`SessionSettings`] |
 //! | make and rotate signing keys | [`SigningKeys`] |
-//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`] |
+//! | see what a store holds | [`store::ScanStore`], [`SessionInfo`], `docs/command-line.md` |
 //! | choose a store | [`store`] |
 //! | write a store | [`SessionStore`], `conformance` |
 //!
@@ -42,10 +42,11 @@
 //! | feature | adds | default |
 //! | --- | --- | --- |
 //! | `axum` | the extractors; `SessionError` as a response | yes |
-//! | `memory`, `null`, `file`, `sqlite`, `redis`, `memcached`, `mongodb`, `dynamodb` | a store each | `memory` |
+//! | `memory`, `null`, `file`, `sqlite`, `redis`, `memcached`, `mongodb`, `postgres`, `mysql`, `dynamodb` | a store each | `memory` |
 //! | `flask` | Flask-Session's cookies and, with `redis` or `memcached`, its sessions | no |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |
+//! | `cli` | the program `session-layer`, for `cargo install`; libraries do not need it | no |
 //!
 //! # Scope
 //!
@@ -105,6 +106,11 @@ pub use crate::sessions::Sessions;
 pub use crate::settings::SessionSettings;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
+
+/// The examples of the guide for those who come from other crates.
+#[cfg(all(doctest, feature = "axum", feature = "memory"))]
+#[doc = include_str!("../docs/from-tower-sessions.md")]
+struct FromTowerSessions;
 
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]

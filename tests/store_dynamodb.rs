@@ -867,7 +867,8 @@ async fn a_frozen_server_is_a_timeout_and_then_forgiven() {
     for (kind, took) in [answers.0, answers.1, answers.2] {
         assert_eq!(kind, StoreErrorKind::Timeout);
         assert!(took >= Duration::from_millis(1450), "{took:?}");
-        assert!(took < Duration::from_millis(1950), "{took:?}");
+        // The rest is for a busy machine.
+        assert!(took < Duration::from_millis(2400), "{took:?}");
     }
     assert!(load(&store, 0).await.is_some());
 }
@@ -990,55 +991,139 @@ async fn debug_and_errors_show_no_secret_no_key_and_no_data() {
     }
 }
 
-/// Region and credentials of the environment: in processes of their own, which have one.
+/// What a process of its own, with this environment, says of a store that it opens and uses.
+fn in_a_process(url: &str, variables: &[(&str, &str)]) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["the_test_program_opens_a_store", "--exact", "--nocapture"])
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env(URL, url)
+        .envs(variables.iter().copied());
+    let output = String::from_utf8(child.output().unwrap().stdout).unwrap();
+    let said = output.lines().find_map(|line| line.strip_prefix("said "));
+    said.expect(&output).to_owned()
+}
+
+const URL: &str = "STORE_TEST_URL";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_test_program_opens_a_store() {
+    let Ok(url) = std::env::var(URL) else {
+        let said = in_a_process("dynamodb://x", &[]);
+        assert!(said.starts_with("Config"), "{said}");
+        return;
+    };
+    let stored = async {
+        let store = DynamoStore::connect(&url).await?;
+        store.create(&key(0), &new(b"")).await
+    };
+    match stored.await {
+        Ok(outcome) => println!("\nsaid {outcome:?}"),
+        Err(error) => println!("\nsaid {:?} {error}", error.kind()),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs dynoxide: run tests/run"]
 async fn the_environment_has_region_and_credentials() {
-    const PORT: &str = "STORE_TEST_PORT";
-    if let Ok(port) = std::env::var(PORT) {
-        let url = format!(
-            "dynamodb://{}?endpoint=http://127.0.0.1:{port}",
-            new_table()
-        );
-        let said = match DynamoStore::connect(&url).await {
-            Ok(store) => {
-                put(&store, 0, b"").await;
-                "stored".to_owned()
-            }
-            Err(error) => format!("{:?} {error}", error.kind()),
-        };
-        println!("\nsaid {said}");
-        return;
-    }
-    let say = |variables: &[(&str, &str)]| {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child
-            .args([
-                "the_environment_has_region_and_credentials",
-                "--exact",
-                "--nocapture",
-            ])
-            .arg("--include-ignored")
-            .env_clear()
-            .env("HOME", "/nonexistent")
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env(PORT, SERVER.port().to_string())
-            .envs(variables.iter().copied());
-        let output = String::from_utf8(child.output().unwrap().stdout).unwrap();
-        let said = output.lines().find_map(|line| line.strip_prefix("said "));
-        said.expect(&output).to_owned()
-    };
     let (id, secret, region) = (
         ("AWS_ACCESS_KEY_ID", "id"),
         ("AWS_SECRET_ACCESS_KEY", "secret"),
         ("AWS_REGION", "local"),
     );
-    assert_eq!(say(&[id, secret, region]), "stored");
+    let url = format!(
+        "dynamodb://{}?endpoint=http://127.0.0.1:{}",
+        new_table(),
+        SERVER.port()
+    );
+    assert_eq!(in_a_process(&url, &[id, secret, region]), "Created(0)");
     for missing in [&[][..], &[id, secret], &[region]] {
-        let said = say(missing);
+        let said = in_a_process(&url, missing);
         assert!(
             said.starts_with("Config") && said.contains("AWS_REGION"),
             "{said}"
         );
     }
+}
+
+/// A TLS server that passes everything on, in Python.
+const TLS: &str = r#"
+import socket, ssl, sys, threading
+port, certificate, key, to = sys.argv[1:]
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain(certificate, key)
+def pump(source, sink):
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+    except OSError:
+        pass
+    sink.close()
+def serve(client):
+    try:
+        client = context.wrap_socket(client, server_side=True)
+    except OSError:
+        return
+    server = socket.create_connection(("127.0.0.1", int(to)))
+    threading.Thread(target=pump, args=(server, client), daemon=True).start()
+    pump(client, server)
+listener = socket.create_server(("127.0.0.1", int(port)))
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs dynoxide, openssl and Python: run tests/run"]
+async fn tls_trusts_the_systems_certificates_and_no_others() {
+    let (folder, port) = (Folder::new("tls"), free_port());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (certificate, private) = (file("certificate.pem"), file("key.pem"));
+    server::run(
+        "openssl",
+        [
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=test",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            &private,
+            "-out",
+            &certificate,
+        ],
+    );
+    let (port_text, to) = (port.to_string(), SERVER.port().to_string());
+    let command = [
+        "python3",
+        "-c",
+        TLS,
+        &port_text,
+        &certificate,
+        &private,
+        &to,
+    ];
+    let command: Vec<_> = command.map(str::to_owned).into();
+    let _server = Server::start("tls", folder, port, command);
+    let url = url(port, &new_table()).replace("http://", "https://");
+    let trusted = in_a_process(&url, &[("SSL_CERT_FILE", &certificate)]);
+    assert_eq!(trusted, "Created(0)");
+    let foreign = in_a_process(&url, &[]);
+    assert!(
+        foreign.starts_with("Config") && foreign.contains("certificate"),
+        "{foreign}"
+    );
+    // Where no TLS is spoken.
+    let plain = self::url(SERVER.port(), &new_table()).replace("http://", "https://");
+    let plain = in_a_process(&plain, &[("SSL_CERT_FILE", &certificate)]);
+    assert!(plain.starts_with("Config"), "{plain}");
 }

@@ -24,15 +24,21 @@ mod memory;
 mod migrating;
 #[cfg(feature = "mongodb")]
 mod mongodb;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "null")]
 mod null;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod scan;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub(crate) mod sweeper;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod table;
 #[allow(dead_code, reason = "each store uses its part")]
 mod url;
@@ -65,8 +71,12 @@ pub use self::memory::MemoryStore;
 pub use self::migrating::MigratingStore;
 #[cfg(feature = "mongodb")]
 pub use self::mongodb::{MongoStore, MongoStoreBuilder};
+#[cfg(feature = "mysql")]
+pub use self::mysql::{MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "null")]
 pub use self::null::NullStore;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresStore, PostgresStoreBuilder};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisClient, RedisStore, RedisStoreBuilder};
 pub use self::scan::{Cursor, Page, ScanStore};

@@ -89,7 +89,18 @@ impl StoreUrl {
 
     /// Refuses what no `take` has taken, for stores that hand no URL to a driver.
     pub(super) fn finish(&self, accepted: &[&str]) -> Result<(), StoreError> {
-        let Some((name, _)) = self.query.first() else {
+        self.finish_except(|_| false, accepted)
+    }
+
+    /// The same for a driver that passes over what it does not know: `is_drivers` says of a name
+    /// whether it knows it.
+    pub(super) fn finish_except(
+        &self,
+        is_drivers: impl Fn(&str) -> bool,
+        accepted: &[&str],
+    ) -> Result<(), StoreError> {
+        let mut left = self.query.iter();
+        let Some((name, _)) = left.find(|(name, _)| !is_drivers(name)) else {
             return Ok(());
         };
         let accepted = match accepted {

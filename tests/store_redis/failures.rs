@@ -91,6 +91,11 @@ async fn a_server_that_hangs_is_a_timeout_and_recovers() {
         assert_eq!(kind(update), StoreErrorKind::Timeout);
         assert!(start.elapsed() < 2 * Duration::from_millis(300) + AT_ONCE);
     }
+    // It hangs from the start.
+    let late = RedisStore::connect(&url(&server)).await.unwrap();
+    let start = Instant::now();
+    assert_eq!(kind(late.load(&key(0)).await), StoreErrorKind::Timeout);
+    assert!(start.elapsed() < Duration::from_millis(1500) + AT_ONCE);
     server.thaw();
     let start = Instant::now();
     while store.load(&key(0)).await.is_err() {
@@ -141,8 +146,15 @@ async fn a_write_whose_answer_is_lost_arrives_once() {
     let direct = Proxy::to(server.address()).await;
     let url = format!("redis://127.0.0.1:{}", direct.port());
     let (node, to_node, cluster) = cluster_behind_a_proxy().await;
-    for (server, proxy, url) in [(server, direct, url), (node, to_node, cluster)] {
-        let store = with_prefix(&url, "p:");
+    let managed = servers::start(&[]);
+    let to_managed = Proxy::to(managed.address()).await;
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}", to_managed.port()));
+    let manager = client.unwrap().get_connection_manager().await.unwrap();
+    for (server, proxy, store) in [
+        (server, direct, with_prefix(&url, "p:")),
+        (node, to_node, with_prefix(&cluster, "p:")),
+        (managed, to_managed, RedisStore::from_client(manager)),
+    ] {
         let mut wire = Wire::to(&server);
         put(&store, 0, b"0").await;
         for round in 0..5 {

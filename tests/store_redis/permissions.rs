@@ -40,6 +40,8 @@ fn user(admin: &mut Wire, commands: &str) {
 #[tokio::test]
 #[ignore = "needs Redis: run tests/run"]
 async fn a_user_needs_these_permissions_and_no_others() {
+    let documented = include_str!("../../docs/stores.md");
+    assert!(documented.contains(&format!(" ~session:* {COMMANDS}\n")));
     let server = servers::start(&[]);
     let mut admin = Wire::to(&server);
     let address = server.address();

@@ -248,3 +248,34 @@ fn every_setting_of_a_type_is_a_setting_and_is_read() {
         }
     }
 }
+
+/// Of the stores that do not look for their server, or make their files, when they are opened.
+#[cfg(all(
+    feature = "memcached",
+    feature = "mongodb",
+    feature = "null",
+    feature = "redis"
+))]
+#[tokio::test]
+async fn the_stores_know_these_urls() {
+    use crate::store::AnyStore;
+
+    let schemes = [
+        "redis://",
+        "rediss://",
+        "memcached://",
+        "mongodb://",
+        "null://",
+    ];
+    let mut opened = 0;
+    for (settings, url) in URLS {
+        if schemes.iter().any(|scheme| url.starts_with(scheme)) {
+            if let Err(error) = AnyStore::connect(url).await {
+                // A prefix that no store takes is still passed on.
+                assert!(error.to_string().contains("prefix"), "{settings}: {error}");
+            }
+            opened += 1;
+        }
+    }
+    assert!(opened >= 8, "{opened}");
+}

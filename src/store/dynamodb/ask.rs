@@ -147,6 +147,12 @@ fn unanswered<E>(error: SdkError<E>) -> StoreError {
         SdkError::DispatchFailure(failure) if failure.is_timeout() => late(),
         SdkError::DispatchFailure(failure) => {
             let cause = failure.as_connector_error().and_then(io_error);
+            if cause == Some(io::ErrorKind::InvalidData) {
+                return StoreError::new(
+                    StoreErrorKind::Config,
+                    "the endpoint does not speak TLS, or this host does not trust its certificate",
+                );
+            }
             if failure.is_io() || cause.is_some() || failure.as_other().is_some() {
                 let error = StoreError::new(StoreErrorKind::Unavailable, "cannot reach DynamoDB");
                 return match cause {
@@ -170,15 +176,21 @@ fn unanswered<E>(error: SdkError<E>) -> StoreError {
     }
 }
 
+/// The innermost of the system's errors that this one came from.
 fn io_error(error: &(impl Error + 'static)) -> Option<io::ErrorKind> {
     let mut link: Option<&(dyn Error + 'static)> = Some(error);
+    let mut found = None;
     while let Some(error) = link {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return Some(error.kind());
-        }
-        link = error.source();
+        link = match error.downcast_ref::<io::Error>() {
+            None => error.source(),
+            Some(error) => {
+                found = Some(error.kind());
+                // `source` would pass over what it holds.
+                error.get_ref().map(|inner| inner as &(dyn Error + 'static))
+            }
+        };
     }
-    None
+    found
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ impl RedisClient {
         if servers.is_empty() || !servers.iter().all(|server| on_network(server.addr())) {
             return Err(config("a cluster needs the address of a server"));
         }
+        servers.iter().for_each(|server| provide_tls(server.addr()));
         Ok(Self(Route::Cluster(Cluster::new(servers))))
     }
 
@@ -61,6 +62,7 @@ impl From<Client> for RedisClient {
     /// again when it is lost. `protocol=resp3` in the client's URL makes a lost connection noticed
     /// before the next request uses it.
     fn from(client: Client) -> Self {
+        provide_tls(client.get_connection_info().addr());
         Self(Route::Link(Link::to(Server::At(client)), "server"))
     }
 }
@@ -68,7 +70,7 @@ impl From<Client> for RedisClient {
 impl From<SentinelClient> for RedisClient {
     /// The primary of the group that the client was made for. It is to be made with
     /// [`SentinelServerType::Master`](redis::sentinel::SentinelServerType::Master): with replicas,
-    /// every write fails.
+    /// every write fails. For TLS, `rustls` needs a provider that was installed before.
     fn from(client: SentinelClient) -> Self {
         let server = Server::PrimaryOf(Mutex::new(client));
         Self(Route::Link(Link::to(server), "sentinel"))
@@ -144,4 +146,14 @@ pub(super) async fn call(link: &Link, cmd: &Cmd) -> Result<Value, RedisError> {
         link.renew();
     }
     answer
+}
+
+/// Sees to it that `rustls` has a provider, without which the driver panics.
+pub(super) fn provide_tls(addr: &ConnectionAddr) {
+    if matches!(addr, ConnectionAddr::TcpTls { .. })
+        && rustls::crypto::CryptoProvider::get_default().is_none()
+    {
+        // Somebody may have been faster, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
 }

@@ -9,7 +9,7 @@ use ::redis::{
 };
 
 use super::builder::Settings;
-use super::client::RedisClient;
+use super::client::{RedisClient, provide_tls};
 use super::errors::config;
 use crate::store::StoreError;
 use crate::store::url::StoreUrl;
@@ -64,10 +64,6 @@ impl Target {
         {
             return Err(config("certificates need a URL that begins with `rediss`"));
         }
-        if target.tls && rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Somebody may have been faster, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
         let client = match (start, kind) {
             ("redis" | "rediss", "") => target.client(&format!("{start}://{}", url.body()))?.into(),
             ("redis", "unix") => target.unix(&mut url)?.into(),
@@ -92,6 +88,7 @@ impl Target {
         })?;
         let redis = self.login(info.redis_settings().clone());
         let info = info.set_redis_settings(redis).set_tcp_settings(tcp());
+        provide_tls(info.addr());
         let client = if self.tls {
             Client::build_with_tls(info, self.certificates.clone())
         } else {

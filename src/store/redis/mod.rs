@@ -220,8 +220,8 @@ impl Shared {
                 self.clock.set(time, asked);
                 Ok(())
             }
-            // The user may not, or the server is too busy to know more than how to say no.
-            Err(error) if error.code().is_some() => {
+            // The user may not.
+            Err(error) if matches!(error.code(), Some("NOPERM" | "ERR")) => {
                 self.clock.set_to_host();
                 Ok(())
             }
@@ -258,12 +258,14 @@ impl SessionStore for RedisStore {
             .await?;
         match value {
             Value::Nil => Ok(None),
-            Value::BulkString(value)
-                if value.len() - HEADER_LEN.min(value.len()) <= shared.limits.max_payload() =>
-            {
-                decode(value, now).map(Some).ok_or_else(corrupt)
+            Value::BulkString(value) => {
+                let payload = value.len().saturating_sub(HEADER_LEN);
+                Some(value)
+                    .filter(|_| payload <= shared.limits.max_payload())
+                    .and_then(|value| decode(value, now))
+                    .map(Some)
+                    .ok_or_else(corrupt)
             }
-            Value::BulkString(_) => Err(corrupt()),
             _ => Err(unexpected()),
         }
     }
