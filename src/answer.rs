@@ -116,7 +116,10 @@ impl Inner {
         let contended = key.is_some_and(|key| self.shared.queues.is_contended(&key));
         let fresh = match plan.store {
             // What fails here fails again there.
-            StoreAction::Create => SessionId::generate().ok(),
+            StoreAction::Create => {
+                let id = SessionId::generate().ok();
+                id.map(|id| (id, self.shared.signer.key(&id)))
+            }
             _ => None,
         };
         if !contended {

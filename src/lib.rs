@@ -42,7 +42,7 @@
 //! | feature | adds | default |
 //! | --- | --- | --- |
 //! | `axum` | the extractors; `SessionError` as a response | yes |
-//! | `memory`, `null`, `file`, `sqlite`, `redis`, `memcached`, `mongodb`, `dynamodb` | a store each | `memory` |
+//! | `memory`, `null`, `file`, `sqlite`, `redis`, `memcached`, `mongodb`, `postgres`, `mysql`, `dynamodb` | a store each | `memory` |
 //! | `flask` | Flask-Session's cookies and, with `redis` or `memcached`, its sessions | no |
 //! | `conformance` | the store contract as test cases; not covered by semver | no |
 //! | `full` | all of these | no |

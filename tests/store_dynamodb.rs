@@ -867,7 +867,8 @@ async fn a_frozen_server_is_a_timeout_and_then_forgiven() {
     for (kind, took) in [answers.0, answers.1, answers.2] {
         assert_eq!(kind, StoreErrorKind::Timeout);
         assert!(took >= Duration::from_millis(1450), "{took:?}");
-        assert!(took < Duration::from_millis(1950), "{took:?}");
+        // The rest is for a busy machine.
+        assert!(took < Duration::from_millis(2400), "{took:?}");
     }
     assert!(load(&store, 0).await.is_some());
 }

@@ -690,7 +690,8 @@ async fn a_frozen_server_is_a_timeout_and_then_forgiven() {
     for (kind, took) in [load_of, create, update] {
         assert_eq!(kind, StoreErrorKind::Timeout);
         assert!(took >= Duration::from_millis(1450), "{took:?}");
-        assert!(took < Duration::from_millis(1900), "{took:?}");
+        // The rest is for a busy machine.
+        assert!(took < Duration::from_millis(2400), "{took:?}");
     }
     assert!(load(&store, 0).await.is_some());
     put(&store, 2, b"").await;

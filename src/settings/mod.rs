@@ -1,5 +1,7 @@
 //! Settings from outside: the environment, a file, or any list of names and values.
 
+mod config;
+mod cookies;
 mod de;
 mod names;
 mod store_url;
@@ -11,17 +13,18 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use self::config::config;
+use self::cookies::{Cookies, flask_cookies, own_cookies};
 use self::store_url::store_url;
 use self::sweeping::Sweep;
-use self::values::{Entries, Value, wrong};
-use crate::config::{SameSite, ServerErrors, SessionConfig};
+use self::values::{Entries, Value};
+use crate::config::SessionConfig;
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
 #[cfg(feature = "flask")]
 use crate::flask::FlaskCookies;
 use crate::layer::SessionLayer;
-use crate::payload::Format;
 use crate::signing::SigningKeys;
-use crate::store::{AnyStore, StoreLimits};
+use crate::store::AnyStore;
 
 /// Everything a [`SessionLayer`] needs, read from the environment or from a file: the
 /// configuration, the signing keys, and which store.
@@ -73,13 +76,6 @@ pub struct SessionSettings {
     cookies: Cookies,
     store_url: String,
     sweep: Sweep,
-}
-
-#[derive(Debug, Clone)]
-enum Cookies {
-    Own(SigningKeys),
-    #[cfg(feature = "flask")]
-    Flask(FlaskCookies),
 }
 
 /// Names that other programs put into the environment.
@@ -306,212 +302,9 @@ async fn shared_layer(
     ))
 }
 
-fn config(entries: &mut Entries, shared: bool) -> Result<SessionConfig, ConfigError> {
-    let mut config = SessionConfig::default();
-    if shared {
-        config = config.with_cookie_name("session");
-    }
-    let mut idle_by = "SESSION_IDLE_TIMEOUT";
-    if let Some(name) = entries.text("SESSION_COOKIE_NAME")? {
-        config = config.with_cookie_name(name);
-    }
-    if let Some(domain) = entries.text("SESSION_COOKIE_DOMAIN")? {
-        config = config.with_cookie_domain(domain);
-    }
-    if let Some(path) = entries.text("SESSION_COOKIE_PATH")? {
-        config = config.with_cookie_path(path);
-    }
-    if let Some(http_only) = entries.flag("SESSION_COOKIE_HTTPONLY")? {
-        config = config.with_http_only(http_only);
-    }
-    if let Some(secure) = entries.flag("SESSION_COOKIE_SECURE")? {
-        config = config.with_insecure_plain_http_for_development(!secure);
-    }
-    if let Some(same_site) = entries.word("SESSION_COOKIE_SAMESITE")? {
-        config = config.with_same_site(match same_site.as_str() {
-            "lax" => SameSite::Lax,
-            "strict" => SameSite::Strict,
-            "none" => SameSite::None,
-            _ => return Err(wrong("SESSION_COOKIE_SAMESITE")),
-        });
-    }
-    if let Some(partitioned) = entries.flag("SESSION_COOKIE_PARTITIONED")? {
-        config = config.with_partitioned(partitioned);
-    }
-    if entries
-        .number::<u32>("SESSION_ID_LENGTH")?
-        .is_some_and(|bytes| bytes != 32)
-    {
-        return Err(ConfigError::new(
-            "SESSION_ID_LENGTH is to be 32 or left out: an id is always 32 random bytes",
-        ));
-    }
-    if let Some(permanent) = entries.flag("SESSION_PERMANENT")? {
-        config = config.with_permanent(permanent);
-    }
-    exclude(
-        entries,
-        "PERMANENT_SESSION_LIFETIME",
-        "SESSION_IDLE_TIMEOUT",
-    )?;
-    if let Some(timeout) = entries.duration("PERMANENT_SESSION_LIFETIME")? {
-        idle_by = "PERMANENT_SESSION_LIFETIME";
-        config = config.with_idle_timeout(timeout);
-    }
-    if let Some(timeout) = entries.duration("SESSION_IDLE_TIMEOUT")? {
-        config = config.with_idle_timeout(timeout);
-    }
-    let absolute = entries.duration("SESSION_ABSOLUTE_TIMEOUT")?;
-    config = config.with_absolute_timeout(absolute);
-    exclude(
-        entries,
-        "SESSION_REFRESH_EACH_REQUEST",
-        "SESSION_REFRESH_SHARE",
-    )?;
-    if let Some(each) = entries.flag("SESSION_REFRESH_EACH_REQUEST")? {
-        config = config.with_refresh_share(if each { 0.0 } else { 1.0 });
-    }
-    if let Some(share) = entries.number("SESSION_REFRESH_SHARE")? {
-        config = config.with_refresh_share(share);
-    }
-    if let Some(format) = entries.word("SESSION_SERIALIZATION_FORMAT")? {
-        config = config.with_format(match format.as_str() {
-            "msgpack" => Format::MessagePack,
-            "json" => Format::Json,
-            _ => return Err(wrong("SESSION_SERIALIZATION_FORMAT")),
-        });
-    }
-    if let Some(bytes) = entries.number("SESSION_MAX_PAYLOAD")? {
-        config = config.with_max_payload(bytes);
-    }
-    if let Some(keys) = entries.number("SESSION_MAX_KEYS")? {
-        config = config.with_max_keys(keys);
-    }
-    if let Some(levels) = entries.number("SESSION_MAX_DEPTH")? {
-        config = config.with_max_depth(levels);
-    }
-    if let Some(policy) = entries.word("SESSION_SERVER_ERRORS")? {
-        config = config.with_server_errors(match policy.as_str() {
-            "rollback" => ServerErrors::Rollback,
-            "commit" => ServerErrors::Commit,
-            _ => return Err(wrong("SESSION_SERVER_ERRORS")),
-        });
-    }
-    if let Some(timeout) = entries.duration("SESSION_STORE_TIMEOUT")? {
-        config = config.with_store_timeout(timeout);
-    }
-    if let Some(timeout) = entries.duration("SESSION_COMMIT_TIMEOUT")? {
-        config = config.with_commit_timeout(timeout);
-    }
-    match config.clone().validate(StoreLimits::new(usize::MAX)) {
-        Ok(_) => Ok(config),
-        Err(error) => Err(in_settings(&error, idle_by)),
-    }
-}
-
-/// The same error, with the names that are used here.
-fn in_settings(error: &ConfigError, idle_by: &str) -> ConfigError {
-    let names = [
-        (
-            "insecure_plain_http_for_development",
-            "SESSION_COOKIE_SECURE=false",
-        ),
-        ("cookie_name", "SESSION_COOKIE_NAME"),
-        ("cookie_path", "SESSION_COOKIE_PATH"),
-        ("cookie_domain", "SESSION_COOKIE_DOMAIN"),
-        ("http_only", "SESSION_COOKIE_HTTPONLY"),
-        ("same_site", "SESSION_COOKIE_SAMESITE"),
-        ("partitioned", "SESSION_COOKIE_PARTITIONED"),
-        ("idle_timeout", idle_by),
-        ("absolute_timeout", "SESSION_ABSOLUTE_TIMEOUT"),
-        ("refresh_share", "SESSION_REFRESH_SHARE"),
-        ("max_payload", "SESSION_MAX_PAYLOAD"),
-        ("max_keys", "SESSION_MAX_KEYS"),
-        ("max_depth", "SESSION_MAX_DEPTH"),
-        ("store_timeout", "SESSION_STORE_TIMEOUT"),
-        ("commit_timeout", "SESSION_COMMIT_TIMEOUT"),
-    ];
-    let text = error.to_string();
-    let text = names
-        .iter()
-        .fold(text, |text, (field, name)| text.replace(field, name));
-    ConfigError::new(text)
-}
-
-#[cfg(not(feature = "flask"))]
-fn flask_cookies(_: &mut Entries, _: bool) -> Result<Cookies, ConfigError> {
-    Err(ConfigError::new(
-        "SESSION_SHARED_WITH_FLASK needs the cargo feature `flask`",
-    ))
-}
-
-/// The cookies of a Flask application with the same settings.
-#[cfg(feature = "flask")]
-fn flask_cookies(entries: &mut Entries, signer: bool) -> Result<Cookies, ConfigError> {
-    for ours in ["SESSION_SECRET", "SESSION_SECRET_FILE"] {
-        if entries.has(ours) {
-            return Err(ConfigError::new(format!(
-                "{ours} is not Flask's: with SESSION_SHARED_WITH_FLASK set SECRET_KEY"
-            )));
-        }
-    }
-    let key = entries.text("SECRET_KEY")?;
-    let fallbacks = entries.list("SECRET_KEY_FALLBACKS")?.unwrap_or_default();
-    if !signer {
-        // Flask has a SECRET_KEY for other things, too.
-        return Ok(Cookies::Flask(FlaskCookies::plain()));
-    }
-    let Some(key) = key else {
-        return Err(ConfigError::new(
-            "SECRET_KEY is to be Flask's, because SESSION_USE_SIGNER is true (it is not set)",
-        ));
-    };
-    let mut cookies = FlaskCookies::signed(key)?;
-    for key in fallbacks {
-        cookies = cookies.with_fallback(key)?;
-    }
-    Ok(Cookies::Flask(cookies))
-}
-
-fn own_cookies(entries: &mut Entries, signer: Option<bool>) -> Result<SigningKeys, ConfigError> {
-    if signer == Some(false) {
-        return Err(ConfigError::new(
-            "SESSION_USE_SIGNER is to be true or left out: cookies are always signed, unless \
-             SESSION_SHARED_WITH_FLASK is true",
-        ));
-    }
-    exclude(entries, "SECRET_KEY", "SESSION_SECRET")?;
-    exclude(entries, "SECRET_KEY", "SESSION_SECRET_FILE")?;
-    exclude(entries, "SESSION_SECRET", "SESSION_SECRET_FILE")?;
-    let of =
-        |name: &'static str| move |error: ConfigError| ConfigError::new(format!("{name}: {error}"));
-    let mut keys = None;
-    if let Some(path) = entries.text("SESSION_SECRET_FILE")? {
-        keys = Some(SigningKeys::load_or_create(path).map_err(of("SESSION_SECRET_FILE"))?);
-    }
-    if let Some(list) = entries.text("SESSION_SECRET")? {
-        keys = Some(SigningKeys::from_list(&list).map_err(of("SESSION_SECRET"))?);
-    }
-    if let Some(key) = entries.text("SECRET_KEY")? {
-        keys = Some(SigningKeys::new(key).map_err(of("SECRET_KEY"))?);
-    }
-    let Some(mut keys) = keys else {
-        return Err(ConfigError::new(
-            "there is no signing key: set SECRET_KEY (`openssl rand -base64 48` makes one), \
-             SESSION_SECRET or SESSION_SECRET_FILE",
-        ));
-    };
-    for key in entries.list("SECRET_KEY_FALLBACKS")?.unwrap_or_default() {
-        keys = keys
-            .with_fallback(key)
-            .map_err(of("SECRET_KEY_FALLBACKS"))?;
-    }
-    Ok(keys)
-}
-
 fn sweep(entries: &mut Entries) -> Result<Sweep, ConfigError> {
     const INTERVAL: &str = "SESSION_SWEEP_INTERVAL";
-    exclude(entries, "SESSION_CLEANUP_N_REQUESTS", INTERVAL)?;
+    entries.exclude("SESSION_CLEANUP_N_REQUESTS", INTERVAL)?;
     if let Some(requests) = entries.number::<NonZeroU64>("SESSION_CLEANUP_N_REQUESTS")? {
         return Ok(Sweep::AfterRequests(requests));
     }
@@ -526,15 +319,6 @@ fn sweep(entries: &mut Entries) -> Result<Sweep, ConfigError> {
             "{INTERVAL} is to be a second at least, or \"never\""
         ))),
     }
-}
-
-fn exclude(entries: &Entries, one: &str, other: &str) -> Result<(), ConfigError> {
-    if entries.has(one) && entries.has(other) {
-        return Err(ConfigError::new(format!(
-            "{one} and {other} say the same thing; leave one out"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

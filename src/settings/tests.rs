@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use super::names::SETTINGS;
 use super::*;
+use crate::config::{SameSite, ServerErrors};
+use crate::payload::Format;
 
 const KEY: &str = "hunter2-hunter2-hunter2-hunter2-hunter2";
 const BASE: [(&str, &str); 2] = [("SECRET_KEY", KEY), ("SESSION_STORE", "memory://")];

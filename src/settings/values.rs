@@ -48,6 +48,16 @@ impl Entries {
         self.0.iter().any(|(setting, _)| setting.name == name)
     }
 
+    /// Refuses both of two settings.
+    pub(super) fn exclude(&self, one: &str, other: &str) -> Result<(), ConfigError> {
+        if self.has(one) && self.has(other) {
+            return Err(ConfigError::new(format!(
+                "{one} and {other} say the same thing; leave one out"
+            )));
+        }
+        Ok(())
+    }
+
     /// Whether a setting is this text, which has a meaning of its own there.
     pub(super) fn is_text(&self, name: &str, text: &str) -> bool {
         self.0.iter().any(|(setting, value)| {

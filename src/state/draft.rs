@@ -58,7 +58,7 @@ impl State {
         &mut self,
         plan: Plan,
         last: bool,
-        fresh: Option<SessionId>,
+        fresh: Option<(SessionId, SessionKey)>,
         policy: &Policy,
         now: u64,
     ) -> Option<Draft> {
@@ -67,7 +67,7 @@ impl State {
             return None;
         }
         let (id, key, seen) = match (plan.store, &self.identity, fresh) {
-            (StoreAction::Create, _, Some(id)) => (Some(id), id.key(), None),
+            (StoreAction::Create, _, Some((id, key))) => (Some(id), key, None),
             (StoreAction::Update, Identity::Stored(stored), _) => {
                 (stored.id, stored.key, Some(stored.record.clone()))
             }

@@ -233,15 +233,26 @@ struct Wire {
     connections: AtomicUsize,
     /// Bytes that the store has sent.
     sent: AtomicU64,
+    /// What is in a request whose answer may be cut off.
+    marker: &'static [u8],
     /// How often the store has spoken after the server had, or first.
     turns: AtomicUsize,
 }
 
 impl Proxy {
     pub async fn to(server: SocketAddr) -> Self {
+        Self::for_requests_with(b"", server).await
+    }
+
+    /// The same for a driver that also asks by itself whether the server is well: only requests that
+    /// contain `marker`, near their beginning, lose their answers.
+    pub async fn for_requests_with(marker: &'static [u8], server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Wire::default());
+        let shared = Arc::new(Wire {
+            marker,
+            ..Wire::default()
+        });
         let wire = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -301,7 +312,13 @@ async fn forward(client: TcpStream, server: SocketAddr, wire: Arc<Wire>) {
         async move {
             let mut buffer = vec![0; 64 * 1024];
             while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
-                asked.store(wire.armed.load(Ordering::SeqCst), Ordering::SeqCst);
+                let armed = wire.armed.load(Ordering::SeqCst);
+                let marked = contains(&buffer[..count], wire.marker);
+                // The rest of a large request has no marker.
+                asked.store(
+                    armed && (marked || asked.load(Ordering::SeqCst)),
+                    Ordering::SeqCst,
+                );
                 wire.sent.fetch_add(count as u64, Ordering::Relaxed);
                 if !speaks.swap(true, Ordering::SeqCst) {
                     wire.turns.fetch_add(1, Ordering::SeqCst);
@@ -330,6 +347,10 @@ async fn forward(client: TcpStream, server: SocketAddr, wire: Arc<Wire>) {
         () = up => {}
         () = down => {}
     }
+}
+
+fn contains(text: &[u8], marker: &[u8]) -> bool {
+    marker.is_empty() || text.windows(marker.len()).any(|found| found == marker)
 }
 
 fn new_key() -> SessionKey {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::server::{Folder, Server, free_port, is_root, program};
-use super::{Answer, Browser};
+use super::support::{Answer, Browser};
 
 /// As in flask_app.py.
 pub const SECRET_KEY: &str = "the secret key of the Flask application";

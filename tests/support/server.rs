@@ -168,7 +168,14 @@ impl Server {
 
     /// Stops every thread of the server, which keeps its connections and answers nothing.
     pub fn freeze(&self) {
-        signal("STOP", &family(self.pid()));
+        let family = family(self.pid());
+        signal("STOP", &family);
+        // A thread that is running may answer a last request before it notices.
+        let deadline = Instant::now() + READY;
+        while !family.iter().all(|pid| is_frozen(*pid)) {
+            assert!(Instant::now() < deadline, "{} does not stop", self.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Goes on where [`freeze`](Self::freeze) stopped.
@@ -267,6 +274,18 @@ pub fn is_root() -> bool {
 fn is_running(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     !status.is_empty() && !status.contains("State:\tZ")
+}
+
+/// Whether every thread of a process has stopped, or ended.
+fn is_frozen(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit(')').next().unwrap_or_default();
+        state.is_empty() || state.trim_start().starts_with(['T', 'Z', 'X'])
+    })
 }
 
 /// A process and all that descend from it.

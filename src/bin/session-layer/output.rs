@@ -7,7 +7,7 @@ pub(crate) use indicatif::{HumanBytes as Bytes, HumanCount as Count};
 /// The last second that RFC 3339 can write.
 const LAST: Duration = Duration::from_secs(253_402_300_799);
 
-/// The two largest units: `29d 4h`. Less than a second is `<1s`.
+/// The largest unit and the next: `29d 4h`. Less than a second is `<1s`.
 pub(crate) fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);
@@ -15,8 +15,11 @@ pub(crate) fn span(time: Duration) -> String {
     match (days, hours, minutes, rest) {
         (0, 0, 0, 0) => "<1s".to_owned(),
         (0, 0, 0, s) => format!("{s}s"),
+        (0, 0, m, 0) => format!("{m}m"),
         (0, 0, m, s) => format!("{m}m {s}s"),
+        (0, h, 0, _) => format!("{h}h"),
         (0, h, m, _) => format!("{h}h {m}m"),
+        (d, 0, _, _) => format!("{d}d"),
         (d, h, _, _) => format!("{d}d {h}h"),
     }
 }
@@ -42,8 +45,10 @@ mod tests {
             (0, "<1s"),
             (59, "59s"),
             (61, "1m 1s"),
-            (3_600, "1h 0m"),
-            (31 * 86_400, "31d 0h"),
+            (3_600, "1h"),
+            (86_399, "23h 59m"),
+            (31 * 86_400, "31d"),
+            (31 * 86_400 - 1, "30d 23h"),
         ] {
             assert_eq!(span(Duration::from_secs(seconds)), text);
         }

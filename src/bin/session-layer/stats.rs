@@ -30,7 +30,7 @@ const LIFETIMES: [u64; 5] = [
     HOUR,
     24 * HOUR,
     7 * 24 * HOUR,
-    30 * 24 * HOUR,
+    31 * 24 * HOUR,
     90 * 24 * HOUR,
 ];
 

@@ -21,10 +21,11 @@ pub(crate) struct Opened {
 impl Opened {
     /// Whether the backend removes what has expired, so that nobody has to.
     pub(crate) fn expires_by_itself(&self) -> bool {
-        let backend = self.scheme.split('+').next().unwrap_or_default();
+        let scheme = self.scheme.strip_prefix("flask+").unwrap_or(&self.scheme);
+        let backend = scheme.split('+').next().unwrap_or_default();
         matches!(
             backend,
-            "dynamodb" | "memcached" | "mongodb" | "redis" | "rediss"
+            "dynamodb" | "memcached" | "mongodb" | "redis" | "rediss" | "valkey" | "valkeys"
         )
     }
 }

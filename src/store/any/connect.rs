@@ -19,6 +19,7 @@ impl AnyStore {
     /// | `memcached://cache1:11211,cache2:11211` | `MemcachedStore` | `memcached` |
     /// | `dynamodb://sessions?region=eu-central-1` | `DynamoStore` | `dynamodb` |
     /// | `mongodb://host/app`, `mongodb+srv://host/app` | `MongoStore` | `mongodb` |
+    /// | `flask+redis://host/0`, `flask+memcached://cache1` | `FlaskRedisStore`, `FlaskMemcachedStore`: for copying Flask-Session's sessions; a layer on them is made by `SessionLayer::for_flask` | `flask` |
     ///
     /// Settings of the store follow a `?`, as in `sqlite://app.db?table=sessions`; the `connect` of
     /// each store lists its own. Names and passwords are percent-encoded. Most stores on servers do
@@ -82,8 +83,31 @@ impl AnyStore {
             "mongodb" | "mongodb+srv" => Ok(Self::with_scan(
                 crate::store::MongoStore::connect(url).await?,
             )),
+            #[cfg(all(feature = "flask", any(feature = "redis", feature = "memcached")))]
+            scheme if scheme.starts_with(FLASK) => of_flask(scheme, &url[FLASK.len()..]).await,
             scheme => Err(unknown(scheme)),
         }
+    }
+}
+
+/// Begins the schemes of stores whose records are Flask-Session's.
+#[cfg(all(feature = "flask", any(feature = "redis", feature = "memcached")))]
+const FLASK: &str = "flask+";
+
+#[cfg(all(feature = "flask", any(feature = "redis", feature = "memcached")))]
+async fn of_flask(scheme: &str, url: &str) -> Result<AnyStore, StoreError> {
+    match &scheme[FLASK.len()..] {
+        #[cfg(feature = "redis")]
+        inner if of_redis(inner) => {
+            let store = crate::store::FlaskRedisStore::connect(url).await?;
+            Ok(AnyStore::with_scan(store))
+        }
+        #[cfg(feature = "memcached")]
+        "memcached" => {
+            let store = crate::store::FlaskMemcachedStore::connect(url).await?;
+            Ok(AnyStore::new(store))
+        }
+        _ => Err(unknown(scheme)),
     }
 }
 
@@ -115,6 +139,8 @@ const SCHEMES: &[(&str, &str)] = &[
     ("dynamodb", "dynamodb"),
     ("mongodb", "mongodb"),
     ("mongodb+srv", "mongodb"),
+    ("flask+redis", "flask"),
+    ("flask+memcached", "flask"),
 ];
 
 #[cfg(feature = "redis")]

@@ -18,6 +18,9 @@ use super::*;
 const HOUR: Duration = Duration::from_secs(3600);
 const ENDED: &[u8] = br#"{"_meta":{"ended":true}}"#;
 
+/// After so many writes, the signal.
+type StopAt = (usize, watch::Sender<bool>);
+
 /// A store in memory that fails where it is told to.
 #[derive(Debug, Clone, Default)]
 struct Flaky {
@@ -28,7 +31,7 @@ struct Flaky {
     down: Arc<AtomicUsize>,
     unreadable: Arc<Mutex<Vec<SessionKey>>>,
     /// Told to stop at the creation with this number, counting down.
-    stop_at: Arc<Mutex<Option<(usize, watch::Sender<bool>)>>>,
+    stop_at: Arc<Mutex<Option<StopAt>>>,
     writes: Arc<AtomicUsize>,
 }
 

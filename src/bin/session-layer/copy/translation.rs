@@ -17,7 +17,8 @@ pub(super) struct Translation {
 }
 
 impl Translation {
-    /// Between stores of this crate's own records nothing changes.
+    /// Between stores of this crate's own records nothing changes. Nor does it from those of
+    /// Flask-Session: the store reads them as sessions of ours, under the keys that they have here.
     pub(super) const NONE: Self = Self {
         key: |key| *key,
         payload: |record| SessionInfo::of(record).map(|_| record.payload().clone()),
@@ -25,18 +26,18 @@ impl Translation {
 
     /// What is needed between stores of these schemes.
     pub(super) fn between(from: &str, to: &str) -> Result<Self, Failure> {
-        match (foreign(from), foreign(to)) {
-            (None, None) => Ok(Self::NONE),
-            (Some(format), _) | (None, Some(format)) => Err(Failure::misuse(format!(
-                "sessions of {format} cannot be copied: no translation of them is known"
-            ))),
+        if is_flask(to) && !is_flask(from) {
+            return Err(Failure::misuse(
+                "sessions cannot be copied to Flask-Session: it names them by their ids, and other \
+                 stores do not keep those",
+            ));
         }
+        Ok(Self::NONE)
     }
 }
 
-/// Whose records a store of this scheme holds, unless they are this crate's own.
-fn foreign(scheme: &str) -> Option<&'static str> {
-    scheme.starts_with("flask+").then_some("Flask-Session")
+fn is_flask(scheme: &str) -> bool {
+    scheme.starts_with("flask+")
 }
 
 #[cfg(test)]
@@ -44,11 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_records_need_no_translation_and_foreign_ones_are_not_copied_as_they_are() {
-        assert!(Translation::between("redis", "sqlite").is_ok());
-        for (from, to) in [("flask+redis", "redis"), ("redis", "flask+redis")] {
-            let refused = Translation::between(from, to).unwrap_err().to_string();
-            assert!(refused.contains("Flask-Session"), "{refused}");
+    fn only_flask_sessions_can_become_flask_sessions() {
+        for (from, to) in [
+            ("redis", "sqlite"),
+            ("flask+redis", "postgres"),
+            ("flask+redis", "flask+redis"),
+        ] {
+            assert!(Translation::between(from, to).is_ok(), "{from} to {to}");
         }
+        let refused = Translation::between("redis", "flask+redis").unwrap_err();
+        assert!(refused.to_string().contains("Flask-Session"), "{refused}");
     }
 }
