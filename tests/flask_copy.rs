@@ -42,12 +42,12 @@ async fn copied_flask_sessions_stay_logged_in_on_another_store() {
     // Every way in which a user may have logged in there, and a record that is no session.
     let mut browsers = Vec::new();
     for mount in [
-        "/signed-msgpack-permanent",
-        "/signed-json-permanent",
-        "/signed-msgpack-browser",
+        "signed-msgpack-permanent",
+        "signed-json-permanent",
+        "signed-msgpack-browser",
     ] {
         let mut browser = Browser::default();
-        let path = format!("{mount}/set/user/\"{mount}\"");
+        let path = format!("/{mount}/set/user/\"{mount}\"");
         flask.read(&mut browser, &path).await;
         browsers.push((mount, browser));
     }
