@@ -103,6 +103,12 @@ fn assert_tells_none_of(secrets: &[&str], error: &StoreError) {
     }
 }
 
+/// The URL for tests that are not about time: a busy machine may take long.
+fn patient(url: &str) -> String {
+    let mark = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{mark}timeout=30s&serverSelectionTimeoutMS=20000&connectTimeoutMS=20000")
+}
+
 struct Collections {
     store: MongoStore,
     other: MongoStore,
@@ -125,13 +131,14 @@ impl Fixture for Collections {
 }
 
 async fn collections(url: &str) -> Collections {
-    let store = MongoStore::connect(url).await.unwrap();
+    let store = MongoStore::connect(&patient(url)).await.unwrap();
     let client = Client::with_uri_str(url).await.unwrap();
     let database = client.default_database().unwrap().name().to_owned();
     Collections {
         store,
         other: MongoStore::builder_from_client(client, database)
             .with_collection("other")
+            .with_timeout(Duration::from_secs(30))
             .connect()
             .await
             .unwrap(),
@@ -168,7 +175,9 @@ impl Place {
 
 mod two_apps_on_a_single_server {
     async fn place() -> super::Place {
-        super::Place(tokio::task::block_in_place(super::single_url))
+        super::Place(super::patient(&tokio::task::block_in_place(
+            super::single_url,
+        )))
     }
 
     crate::two_apps!(place, ignore = "needs mongod: run tests/run");
@@ -176,7 +185,7 @@ mod two_apps_on_a_single_server {
 
 mod two_apps_on_a_replica_set {
     async fn place() -> super::Place {
-        super::Place(super::set().await.url(&super::fresh("db")))
+        super::Place(super::patient(&super::set().await.url(&super::fresh("db"))))
     }
 
     crate::two_apps!(place, ignore = "needs mongod: run tests/run");

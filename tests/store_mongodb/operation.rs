@@ -197,9 +197,8 @@ async fn the_largest_documents_are_kept_whole() {
     let single = tokio::task::block_in_place(single_url);
     let set = set().await.url(&fresh("db"));
     for url in [single, set] {
-        let url = format!("{url}{}max_payload={LARGEST}", mark(&url));
-        let store = MongoStore::builder(&url)
-            .with_timeout(Duration::from_secs(30))
+        let store = MongoStore::builder(patient(&url))
+            .with_max_payload(LARGEST)
             .connect()
             .await
             .unwrap();
@@ -218,10 +217,6 @@ async fn the_largest_documents_are_kept_whole() {
         assert_eq!(kind(update), StoreErrorKind::TooLarge);
         assert_eq!(get(&store, &key).await.revision(), seen.revision());
     }
-}
-
-fn mark(url: &str) -> char {
-    if url.contains('?') { '&' } else { '?' }
 }
 
 /// The options of the index that removes expired documents.
