@@ -14,8 +14,8 @@ use child::{get, key, new, put};
 use rusqlite::Connection;
 use session_layer::conformance::{Fixture, Purge};
 use session_layer::store::{
-    CreateOutcome, NewRecord, Revision, SessionStore, SqliteStore, StoreError, StoreErrorKind,
-    TouchOutcome, UpdateOutcome,
+    CreateOutcome, NewRecord, Revision, ScanStore, SessionStore, SqliteStore, StoreError,
+    StoreErrorKind, TouchOutcome, UpdateOutcome,
 };
 use tempfile::TempDir;
 
@@ -512,4 +512,36 @@ async fn a_damaged_database_is_an_error_and_not_an_absent_session() {
         Err(failure) => failure,
     };
     assert_eq!(failure.kind(), StoreErrorKind::Other, "{failure}");
+}
+
+#[tokio::test]
+async fn a_scan_passes_over_rows_that_are_no_sessions() {
+    let (store, path, _scratch) = opened().await;
+    let other = Connection::open(&path).unwrap();
+    for n in 0..20 {
+        put(&store, n, b"here").await;
+        // Between any two of ours in the order of keys.
+        for name in [
+            format!("{n:043}!"),
+            format!("{n:043}").replacen('0', "é", 1),
+        ] {
+            other
+                .execute(
+                    "INSERT INTO sessions VALUES (?1, zeroblob(16), 9000000000000, x'80')",
+                    [name],
+                )
+                .unwrap();
+        }
+    }
+    let limit = NonZeroUsize::new(3).unwrap();
+    let (mut found, mut from) = (Vec::new(), None);
+    loop {
+        let page = store.scan(from.as_ref(), limit).await.unwrap();
+        found.extend_from_slice(page.keys());
+        from = page.into_next();
+        if from.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found, (0..20).map(key).collect::<Vec<_>>());
 }

@@ -65,6 +65,7 @@ impl Sql {
             ),
             scan: format!(
                 "SELECT session_key FROM \"{table}\" WHERE session_key > ?1 AND expires_at > ?2 \
+                 AND length(session_key) = 43 AND session_key NOT GLOB '*[^-_0-9A-Za-z]*' \
                  ORDER BY session_key LIMIT ?3"
             ),
         })
