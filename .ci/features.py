@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
-# Optional dependencies that are no store's driver.
-NO_DRIVERS = {"axum-core", "clap", "indicatif", "libc", "sha1"}
+# Optional dependencies that are no store's driver. (Most drivers bring rustls.)
+NO_DRIVERS = {"axum-core", "clap", "indicatif", "libc", "rustls", "sha1"}
 # `full` is the only one that may have everything; clippy has seen it.
 COLLECTIONS = {"default", "full"}
 # For the program only: libraries that ask for `full` do not get it, nor what it needs.
