@@ -112,6 +112,10 @@ impl Batch {
         keys.flat_map(|edits| edits.updates).collect()
     }
 
+    pub(crate) fn has_updaters(&self) -> bool {
+        self.keys.iter().any(|edits| !edits.updates.is_empty())
+    }
+
     pub(crate) fn into_updaters(self) -> impl Iterator<Item = Updater> {
         self.keys.into_iter().flat_map(|edits| edits.updates)
     }
@@ -133,10 +137,7 @@ impl Batch {
     pub(crate) fn changes(&self, base: &Payload, before: &[Self], meta: &Meta) -> bool {
         self.cleared
             || self.changes_cookie(meta)
-            || self
-                .keys
-                .iter()
-                .any(|edits| edits.current.as_deref() != peek(base, before, edits.key()))
+            || self.keys.iter().any(|edits| edits.changes(base, before))
     }
 
     pub(crate) fn changes_cookie(&self, meta: &Meta) -> bool {
@@ -203,6 +204,14 @@ impl Batch {
 }
 
 impl KeyEdits {
+    fn changes(&self, base: &Payload, before: &[Batch]) -> bool {
+        match self.base {
+            // What is set to what it is is forgotten at once.
+            Base::Set(None) => true,
+            _ => self.current.as_deref() != peek(base, before, self.key()),
+        }
+    }
+
     fn is_of(&self, key: &str) -> bool {
         *self.key == *key.as_bytes()
     }

@@ -110,12 +110,29 @@ pub(crate) struct Seen {
 
 impl State {
     /// A session without data, of nobody.
-    #[inline]
     pub(crate) fn new(policy: &Policy) -> Self {
+        Self::empty(policy, Identity::Anonymous, false)
+    }
+
+    /// What there is when there is no record.
+    pub(crate) fn empty(policy: &Policy, identity: Identity, carried_cookie: bool) -> Self {
+        let seen = Seen {
+            carried_cookie,
+            ..Seen::default()
+        };
+        let base = Payload::empty(policy.format);
+        Self::read(identity, base, Meta::default(), seen)
+    }
+
+    /// What was loaded.
+    #[inline]
+    pub(crate) fn read(identity: Identity, base: Payload, meta: Meta, seen: Seen) -> Self {
         Self {
-            identity: Identity::Anonymous,
-            base: Payload::empty(policy.format),
-            meta: Meta::default(),
+            identity,
+            count: base.len(),
+            size: base.data_len(),
+            base,
+            meta,
             batches: Vec::new(),
             attempts: Vec::new(),
             sent: None,
@@ -123,36 +140,15 @@ impl State {
             endings: Vec::new(),
             committing: false,
             flushes: 0,
-            carried_cookie: false,
-            touch_due: false,
-            cookie_due: false,
-            cookie_waits: false,
+            carried_cookie: seen.carried_cookie,
+            touch_due: seen.touch_due,
+            cookie_due: seen.cookie_due,
+            cookie_waits: seen.cookie_waits,
             owes_cookie: false,
             owes_removal: false,
-            count: 0,
-            size: 0,
             litter: Vec::new(),
             lost: None,
         }
-    }
-
-    /// Takes in what was loaded.
-    #[inline]
-    pub(crate) fn read(&mut self, identity: Identity, base: Payload, meta: Meta, seen: Seen) {
-        (self.count, self.size) = (base.len(), base.data_len());
-        self.identity = identity;
-        self.base = base;
-        self.meta = meta;
-        self.carried_cookie = seen.carried_cookie;
-        self.touch_due = seen.touch_due;
-        self.cookie_due = seen.cookie_due;
-        self.cookie_waits = seen.cookie_waits;
-    }
-
-    /// Takes note of whose session it is, when there is no record of it.
-    pub(crate) fn identify(&mut self, identity: Identity, carried_cookie: bool) {
-        self.identity = identity;
-        self.carried_cookie = carried_cookie;
     }
 
     // What handlers see and do.
@@ -196,13 +192,14 @@ impl State {
         policy: &Policy,
     ) -> Result<(), SessionError> {
         let before = edits::peek(&self.base, &self.batches, key);
-        if before == Some(&value[..]) && self.is_as_stored(key) {
+        let as_stored = self.is_as_stored(key);
+        if as_stored && before == Some(&value[..]) {
             return Ok(());
         }
         let before = before.map(<[u8]>::len);
         self.make_room(key, before, value.len(), policy)?;
         let format = self.format();
-        let nothing = self.comes_to_nothing(key, Some(&value));
+        let nothing = !as_stored && self.comes_to_nothing(key, Some(&value));
         let litter = if nothing {
             self.pending().forget(key)
         } else {
@@ -324,8 +321,11 @@ impl State {
     }
 
     fn drop_first_batches(&mut self, count: usize) {
-        let litter = self.batches.drain(..count).flat_map(Batch::into_updaters);
-        self.litter.extend(litter);
+        for batch in self.batches.drain(..count) {
+            if batch.has_updaters() {
+                self.litter.extend(batch.into_updaters());
+            }
+        }
     }
 
     /// How many batches, from the first, must stay as they are, because an attempt wrote them.
@@ -555,8 +555,7 @@ mod tests {
         edited.set(key, value.clone(), &policy).unwrap();
         let entries = [(key, Some(&value[..]))];
         let base = Payload::empty(policy.format).changed(&Meta::default(), &entries);
-        let mut read = State::new(&policy);
-        read.read(Identity::Anonymous, base, Meta::default(), Seen::default());
+        let read = State::read(Identity::Anonymous, base, Meta::default(), Seen::default());
         assert_eq!((read.count, read.size), (edited.count, edited.size));
         assert_eq!((read.count, read.size), (1, key.len() + value.len()));
     }
