@@ -58,6 +58,9 @@ pub const NOTE_LENGTH: usize = 112;
 /// A payload as large as that.
 pub const PAYLOAD: usize = 1000;
 
+/// A payload as large as that of a session which was just created.
+pub const CREATED: usize = 43;
+
 impl Subject {
     /// An application whose `/fill` makes a session.
     pub async fn filled(name: &'static str, router: Router) -> Self {
