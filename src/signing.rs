@@ -89,13 +89,19 @@ impl SigningKeys {
     ///
     /// # Errors
     ///
-    /// When the variable is not set, is not UTF-8, or holds a key of fewer than 32 bytes.
+    /// When the variable is not set, is not UTF-8, or holds a key of fewer than 32 bytes. The text says
+    /// how to make one.
     pub fn from_env(variable: &str) -> Result<Self, ConfigError> {
         let text = env::var(variable).map_err(|error| {
             // The error's own text would print the value.
             let reason = match error {
-                env::VarError::NotPresent => "it is not set",
-                env::VarError::NotUnicode(_) => "it is not UTF-8",
+                env::VarError::NotPresent => {
+                    "it is not set; it is to be at least 32 random bytes, as `openssl rand -base64 48` \
+                     makes them"
+                }
+                env::VarError::NotUnicode(_) => {
+                    "it is not UTF-8; `openssl rand -base64 48` makes a key that is"
+                }
             };
             ConfigError::new(format!("environment variable {variable}: {reason}"))
         })?;
@@ -443,6 +449,27 @@ mod tests {
         assert_eq!(format!("{ring:?}"), "SigningKeys(1 REDACTED)");
         let error = SigningKeys::new("hunter2hunter2").unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn who_has_no_key_or_a_short_one_is_told_how_to_make_one() {
+        let absent = SigningKeys::from_env("SESSION_LAYER_TEST_NO_KEY").unwrap_err();
+        let list = SigningKeys::from_list(&format!("{NEW},short")).unwrap_err();
+        let short = SigningKeys::new("short").unwrap_err();
+        for (error, says) in [
+            (
+                absent,
+                "environment variable SESSION_LAYER_TEST_NO_KEY: it is not set",
+            ),
+            (list, "signing key 2 has 5 bytes"),
+            (short, "signing key 1 has 5 bytes"),
+        ] {
+            // What `main` prints of it.
+            let text = format!("{error:?}");
+            assert!(text.starts_with(says), "{text}");
+            assert!(text.contains("at least 32 random bytes"), "{text}");
+            assert!(text.contains("`openssl rand -base64 48`"), "{text}");
+        }
     }
 
     #[cfg(unix)]
