@@ -185,7 +185,7 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     fn delete(&self, key: &SessionKey) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Purges up to `limit` expired records and says how many went. A store whose backend does this
-    /// by itself answers 0. Records of this store's own namespace only; a store shared by several
+    /// by itself ([`StoreLimits::expires_by_itself`]) answers 0. Records of this store's own namespace only; a store shared by several
     /// hosts leaves those that expired only just now, in case the clocks differ.
     ///
     /// # Errors
@@ -404,16 +404,19 @@ pub struct StoreLimits {
     max_payload: usize,
     expiry_resolution: Duration,
     evicts: bool,
+    expires_by_itself: bool,
 }
 
 impl StoreLimits {
-    /// Payloads of up to `max_payload` bytes, expiry to the millisecond, no eviction.
+    /// Payloads of up to `max_payload` bytes, expiry to the millisecond, no eviction, expired records
+    /// purged by [`delete_expired`](SessionStore::delete_expired).
     #[must_use]
     pub const fn new(max_payload: usize) -> Self {
         Self {
             max_payload,
             expiry_resolution: Duration::from_millis(1),
             evicts: false,
+            expires_by_itself: false,
         }
     }
 
@@ -428,6 +431,15 @@ impl StoreLimits {
     #[must_use]
     pub const fn with_eviction(mut self, evicts: bool) -> Self {
         self.evicts = evicts;
+        self
+    }
+
+    /// Whether the backend removes what has expired, so that
+    /// [`delete_expired`](SessionStore::delete_expired) has nothing to do and answers 0. A
+    /// [`Sweeper`] then leaves the store alone. Default: no.
+    #[must_use]
+    pub const fn with_own_expiry(mut self, expires_by_itself: bool) -> Self {
+        self.expires_by_itself = expires_by_itself;
         self
     }
 
@@ -447,6 +459,13 @@ impl StoreLimits {
     #[must_use]
     pub const fn evicts(&self) -> bool {
         self.evicts
+    }
+
+    /// Whether the backend removes what has expired, without
+    /// [`delete_expired`](SessionStore::delete_expired).
+    #[must_use]
+    pub const fn expires_by_itself(&self) -> bool {
+        self.expires_by_itself
     }
 
     /// Refuses a payload that is larger than this store takes: the first line of `create` and
