@@ -65,7 +65,12 @@ impl Floor for Bare {
         let lock = self.lock_of(key);
         let write = spawn_blocking(move || {
             let _lock = wait_for(&lock);
-            let is_seen = find(&path).is_some_and(|(_, head)| head[..16] == seen.revision);
+            // Open until the end: to be rid of it may take a wait for the disk, which is not to happen
+            // during the rename, with the directory locked.
+            let old = find(&path);
+            let is_seen = old
+                .as_ref()
+                .is_some_and(|(_, head)| head[..16] == seen.revision);
             if is_seen {
                 write(&folder, &path, &seen.payload);
             }
