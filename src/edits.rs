@@ -1,5 +1,7 @@
 //! What a request has done to its session: applied to what it saw, and kept to be applied again.
 
+use std::sync::Arc;
+
 use crate::error::{SessionError, SessionErrorKind};
 use crate::few::Few;
 use crate::payload::{Format, Meta, Payload, Value};
@@ -16,10 +18,19 @@ pub(crate) struct Batch {
     keys: Few<KeyEdits>,
     lifetime: Option<Option<u64>>,
     permanent: Option<bool>,
+    /// After a `clear`, if there was one.
+    login: Option<Login>,
     /// Something that was taken turned out to be gone, or to be something else.
     lost_taken: bool,
     /// The format of the values; known as soon as there is one.
     format: Option<Format>,
+}
+
+/// Whose the session is from now on.
+pub(crate) struct Login {
+    pub(crate) user: Arc<str>,
+    /// In milliseconds since 1970.
+    pub(crate) at: u64,
 }
 
 struct KeyEdits {
@@ -108,6 +119,7 @@ impl Batch {
 
     pub(crate) fn clear(&mut self) -> Vec<Updater> {
         self.cleared = true;
+        self.login = None;
         let keys = std::mem::take(&mut self.keys).into_iter();
         keys.flat_map(|edits| edits.updates).collect()
     }
@@ -124,6 +136,14 @@ impl Batch {
         self.permanent = Some(permanent);
     }
 
+    pub(crate) fn log_in(&mut self, login: Login) {
+        self.login = Some(login);
+    }
+
+    pub(crate) fn login(&self) -> Option<&Login> {
+        self.login.as_ref()
+    }
+
     pub(crate) fn is_clear(&self) -> bool {
         self.cleared
     }
@@ -132,6 +152,7 @@ impl Batch {
     /// theirs.
     pub(crate) fn changes(&self, base: &Payload, before: &[Self], meta: &Meta) -> bool {
         self.cleared
+            || self.login.is_some()
             || self.changes_cookie(meta)
             || self
                 .keys
@@ -150,12 +171,18 @@ impl Batch {
     pub(crate) fn apply_to_meta(&self, meta: &mut Meta) {
         if self.cleared {
             meta.generation = meta.generation.wrapping_add(1);
+            meta.user = None;
+            meta.authenticated = None;
         }
         if let Some(lifetime) = self.lifetime {
             meta.lifetime = lifetime;
         }
         if let Some(permanent) = self.permanent {
             meta.permanent = Some(permanent);
+        }
+        if let Some(login) = &self.login {
+            meta.user = Some(Arc::clone(&login.user));
+            meta.authenticated = Some(login.at);
         }
     }
 

@@ -26,7 +26,7 @@ use crate::store::AnyStore;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Sessions {

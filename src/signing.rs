@@ -274,6 +274,15 @@ impl Signer {
         id.key()
     }
 
+    /// Whether sessions are shared with Flask, whose records have no place for what is ours.
+    pub(crate) fn is_of_flask(&self) -> bool {
+        #[cfg(feature = "flask")]
+        if matches!(self.flask, Flask::Spoken(_)) {
+            return true;
+        }
+        false
+    }
+
     /// The cookie value for `id` where Flask is to read it.
     #[cfg(feature = "flask")]
     pub(crate) fn sign_for_flask(&self, id: &SessionId) -> Option<Vec<u8>> {
