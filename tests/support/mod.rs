@@ -117,6 +117,11 @@ impl SpyStore {
             .push_back(fault);
     }
 
+    /// From here on it does what it is told.
+    pub fn clear_faults(&self) {
+        self.0.faults.lock().unwrap().clear();
+    }
+
     /// The revisions of all attempts to update.
     pub fn drawn(&self) -> Vec<Revision> {
         self.0.drawn.lock().unwrap().clone()
