@@ -61,6 +61,14 @@ fn routes() -> Router {
             "/logout",
             get(|session: Session| async move { session.flush() }),
         )
+        .route(
+            "/login-and-clear/{user}",
+            get(|session: Session, Path(user): Path<String>| async move {
+                session.login(&user).unwrap();
+                session.clear();
+                assert_eq!(session.user(), None);
+            }),
+        )
         .route("/mine", get(mine))
 }
 
@@ -318,6 +326,12 @@ async fn clear_makes_the_session_nobodys() {
     assert_eq!(live.len(), 1);
     assert_eq!(app.layer.sessions().end_all_of("ada").await.unwrap(), 0);
     assert_eq!(app.store.live(), live);
+    // In the request of the login, too.
+    for mut browser in [browser, Browser::default()] {
+        browser.get(&app.router, "/login-and-clear/ada").await;
+        assert_eq!(shown(&app, &browser).await, "nobody: ");
+        assert_eq!(listed(&app, "ada").await, []);
+    }
     // Bob may go on with it, and what leads from ada's key to his session is not followed.
     let mut clear_and_login = logged_in(&app, "ada").await;
     clear_and_login.get(&app.router, "/clear").await;
@@ -664,61 +678,71 @@ async fn dead_sessions_push_nobody_out_and_do_not_pile_up() {
     assert_eq!(length(&app.store), 4);
 }
 
+/// A login with or without a session before it, whose user has so many sessions; the list cannot be
+/// read, or be made, or be changed. `landed`: it can, but nobody says so.
+async fn a_login_that_is_not_listed(fresh: bool, others: usize, verb: Verb, landed: bool) {
+    let what = format!("{fresh} {verb:?} {landed}");
+    let app = app(routes());
+    for _ in 0..others {
+        logged_in(&app, "ada").await;
+    }
+    let mut browser = Browser::default();
+    if !fresh {
+        browser.get(&app.router, "/cart/tea").await;
+    }
+    let live = app.store.live();
+    let before = shown(&app, &browser).await;
+    let kind = StoreErrorKind::Unavailable;
+    let pass = |verb, count| {
+        for _ in 0..count {
+            app.store.fault(verb, Fault::First(Arc::new(|_| {})));
+        }
+    };
+    let own_load = usize::from(!fresh);
+    match verb {
+        Verb::Load => pass(verb, own_load),
+        Verb::Create => pass(verb, 1),
+        _ => {}
+    }
+    if landed {
+        app.store.fault(verb, Fault::FailAfter(kind));
+        // It would be found there, if it could be looked for.
+        pass(Verb::Load, own_load + 1 + others);
+        app.store.fault(Verb::Load, Fault::Fail(kind));
+    } else {
+        // Once more is tried.
+        app.store.fault(verb, Fault::Fail(kind));
+        app.store.fault(verb, Fault::Fail(kind));
+    }
+    let answer = browser.get(&app.router, "/login/ada").await;
+    assert_eq!(answer.status, 503, "{what}");
+    assert!(answer.sets_no_cookie(), "{what}");
+    app.store.clear_faults();
+    let now = app.store.live();
+    assert_eq!(now.len(), live.len(), "{what}: the new session is gone");
+    assert!(
+        now.iter().all(|key| live.contains(key)),
+        "{what}: it is the new one that went"
+    );
+    assert_eq!(shown(&app, &browser).await, before, "{what}");
+    assert_eq!(listed(&app, "ada").await.len(), others, "{what}");
+    // The next attempt finds nothing in its way.
+    browser.get(&app.router, "/login/ada").await;
+    assert_eq!(
+        shown(&app, &browser).await,
+        before.replace("nobody", "ada"),
+        "{what}"
+    );
+    assert_eq!(listed(&app, "ada").await.len(), others + 1, "{what}");
+}
+
 #[tokio::test]
 async fn a_login_that_cannot_be_listed_is_a_503_that_leaves_everything_as_it_was() {
-    for (verb, listed_before) in [(Verb::Load, 0), (Verb::Create, 0), (Verb::Update, 1)] {
-        for after in [false, true] {
-            let app = app(routes());
-            for _ in 0..listed_before {
-                logged_in(&app, "ada").await;
-            }
-            let mut browser = Browser::default();
-            browser.get(&app.router, "/cart/tea").await;
-            let live = app.store.live().len();
-            let kind = StoreErrorKind::Unavailable;
-            let fault = |app: &App| {
-                let failing = if after && verb != Verb::Load {
-                    Fault::FailAfter(kind)
-                } else {
-                    Fault::Fail(kind)
-                };
-                app.store.fault(verb, failing);
-            };
-            if verb != Verb::Update {
-                // Passed by the request's own call.
-                app.store.fault(verb, Fault::First(Arc::new(|_| {})));
-            }
-            for _ in 0..2 {
-                fault(&app);
-            }
-            if after && verb == Verb::Update {
-                // What landed is found; only another failure there leaves it unknown.
-                app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
-                app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
-                app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
-                app.store.fault(Verb::Load, Fault::Fail(kind));
-            }
-            if after && verb == Verb::Create {
-                app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
-                app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
-                app.store.fault(Verb::Load, Fault::Fail(kind));
-            }
-            let answer = browser.get(&app.router, "/login/ada").await;
-            let what = format!("{verb:?} {after}");
-            assert_eq!(answer.status, 503, "{what}");
-            assert!(answer.sets_no_cookie(), "{what}");
-            app.store.clear_faults();
-            assert_eq!(
-                app.store.live().len(),
-                live,
-                "{what}: the new session is gone"
-            );
-            assert_eq!(shown(&app, &browser).await, "nobody: cart", "{what}");
-            assert_eq!(listed(&app, "ada").await.len(), listed_before, "{what}");
-            // The next attempt finds nothing in its way.
-            browser.get(&app.router, "/login/ada").await;
-            assert_eq!(shown(&app, &browser).await, "ada: cart", "{what}");
-            assert_eq!(listed(&app, "ada").await.len(), listed_before + 1, "{what}");
+    for fresh in [false, true] {
+        a_login_that_is_not_listed(fresh, 0, Verb::Load, false).await;
+        for landed in [false, true] {
+            a_login_that_is_not_listed(fresh, 0, Verb::Create, landed).await;
+            a_login_that_is_not_listed(fresh, 1, Verb::Update, landed).await;
         }
     }
 }
@@ -877,4 +901,115 @@ async fn a_login_without_a_response_is_refused() {
     let error = session.save().await.unwrap_err();
     assert_eq!(error.kind(), SessionErrorKind::CookieTooLate);
     assert_eq!(listed(&app, "bob").await, []);
+}
+
+#[cfg(all(feature = "flask", feature = "redis"))]
+#[tokio::test]
+async fn where_sessions_are_shared_with_flask_a_login_is_an_error() {
+    use session_layer::FlaskCookies;
+    use session_layer::store::FlaskRedisStore;
+
+    async fn refused(session: Session) {
+        let error = session.login("ada").unwrap_err();
+        assert_eq!(error.kind(), SessionErrorKind::Unsupported);
+        assert!(!session.is_modified());
+    }
+    // Nobody listens there, and nobody is asked.
+    let store = FlaskRedisStore::connect("redis://127.0.0.1:1/0")
+        .await
+        .unwrap();
+    let config = SessionConfig::default();
+    let layer = SessionLayer::for_flask(store, FlaskCookies::plain(), config).unwrap();
+    let sessions = layer.sessions();
+    let router = Router::new().route("/", get(refused)).layer(layer);
+    assert_eq!(Browser::default().get(&router, "/").await.status, 200);
+    for error in [
+        sessions.of_user("ada").await.unwrap_err(),
+        sessions.end_all_of("ada").await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), SessionErrorKind::Unsupported);
+        assert_eq!(error.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}
+
+#[cfg(feature = "flask")]
+mod migrating {
+    use std::num::NonZeroUsize;
+
+    use session_layer::StoreError;
+    use session_layer::store::{
+        CreateOutcome, MigratingStore, NewRecord, SessionStore, StoreLimits, TouchOutcome,
+        UpdateOutcome,
+    };
+
+    use super::*;
+
+    /// Knows sessions by their ids only, as Flask's stores do, and has none.
+    #[derive(Debug)]
+    struct ByIds;
+
+    fn unsupported<T>() -> Result<T, StoreError> {
+        Err(StoreError::new(StoreErrorKind::Unsupported, "no id"))
+    }
+
+    impl SessionStore for ByIds {
+        async fn load(&self, _: &SessionKey) -> Result<Option<Record>, StoreError> {
+            unsupported()
+        }
+
+        async fn create(
+            &self,
+            _: &SessionKey,
+            _: &NewRecord<'_>,
+        ) -> Result<CreateOutcome, StoreError> {
+            unsupported()
+        }
+
+        async fn update(
+            &self,
+            _: &SessionKey,
+            _: &Record,
+            _: &NewRecord<'_>,
+        ) -> Result<UpdateOutcome, StoreError> {
+            unsupported()
+        }
+
+        async fn touch(
+            &self,
+            _: &SessionKey,
+            _: &Record,
+            _: Duration,
+        ) -> Result<TouchOutcome, StoreError> {
+            unsupported()
+        }
+
+        async fn delete(&self, _: &SessionKey) -> Result<(), StoreError> {
+            unsupported()
+        }
+
+        async fn delete_expired(&self, _: NonZeroUsize) -> Result<u64, StoreError> {
+            unsupported()
+        }
+
+        fn limits(&self) -> StoreLimits {
+            StoreLimits::new(1 << 20)
+        }
+    }
+
+    #[tokio::test]
+    async fn users_log_in_while_sessions_move_from_a_store_that_knows_no_keys() {
+        let store = SpyStore::default();
+        let config = SessionConfig::default().with_sessions_per_user(2);
+        let moving = MigratingStore::new(ByIds, store.clone());
+        let layer = SessionLayer::with_config(moving, support::keys(), config).unwrap();
+        let sessions = layer.sessions();
+        let router = routes().layer(layer);
+        for n in 1..5 {
+            let answer = Browser::default().get(&router, "/login/ada").await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(sessions.of_user("ada").await.unwrap().len(), n.min(2));
+        }
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), 2);
+        assert_eq!(store.live(), []);
+    }
 }
