@@ -51,8 +51,8 @@
 //!
 //! # Scope
 //!
-//! Sessions: the cookie, its signature, the data, its lifetime. Not users, passwords or permissions,
-//! and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
+//! Sessions: the cookie, its signature, the data, its lifetime, and whose they are. Not accounts,
+//! passwords or permissions, and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     all(feature = "flask", not(any(feature = "memcached", feature = "redis"))),

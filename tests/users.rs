@@ -69,6 +69,10 @@ fn routes() -> Router {
                 assert_eq!(session.user(), None);
             }),
         )
+        .route(
+            "/remember",
+            get(|session: Session| async move { session.set_lifetime(100 * DAY) }),
+        )
         .route("/mine", get(mine))
 }
 
@@ -455,7 +459,8 @@ async fn what_a_session_was_last_used_is_never_before_it_began() {
         .with_idle_timeout(hour)
         .with_absolute_timeout(Some(2 * hour));
     let app = app_with(routes(), config);
-    let browser = logged_in(&app, "ada").await;
+    let mut browser = logged_in(&app, "ada").await;
+    browser.get(&app.router, "/remember").await;
     let began = app.clock.now();
     let seen = async || app.layer.sessions().of_user("ada").await.unwrap()[0].last_seen();
     assert_eq!(seen().await, began);
@@ -590,8 +595,13 @@ async fn a_user_counts_for_the_size_of_a_session() {
             let error = session.login(&"u".repeat(256)).unwrap_err();
             assert_eq!(error.kind(), SessionErrorKind::Encode);
             assert!(session.user().is_none());
-            session.login("u").unwrap();
-            assert!(session.insert("more", "x".repeat(150)).is_err());
+            session.insert("data", "x".repeat(400)).unwrap();
+            session.login(&"u".repeat(200)).unwrap();
+            // Without the user it would do.
+            assert!(session.insert("more", "x".repeat(250)).is_err());
+            session.clear();
+            session.insert("data", "x".repeat(400)).unwrap();
+            session.insert("more", "x".repeat(250)).unwrap();
         }),
     );
     let app = app_with(router, SessionConfig::default().with_max_payload(1000));
@@ -676,6 +686,56 @@ async fn dead_sessions_push_nobody_out_and_do_not_pile_up() {
     }
     assert_eq!(listed(&app, "ada").await.len(), 4);
     assert_eq!(length(&app.store), 4);
+}
+
+#[tokio::test]
+async fn before_a_live_session_is_ended_all_dead_ones_are_forgotten() {
+    let app = app_with(
+        routes(),
+        SessionConfig::default().with_sessions_per_user(20),
+    );
+    let mut browsers = Vec::new();
+    for _ in 0..20 {
+        browsers.push(logged_in(&app, "ada").await);
+    }
+    for browser in &mut browsers[2..] {
+        browser.get(&app.router, "/logout").await;
+    }
+    let newest = logged_in(&app, "ada").await;
+    for browser in [&browsers[0], &browsers[1], &newest] {
+        assert_eq!(shown(&app, browser).await, "ada: ");
+    }
+    assert_eq!(length(&app.store), 3);
+}
+
+/// Between the listing of a login's session and the end of the old one, the old one changes, and all
+/// sessions of the user are ended.
+#[tokio::test]
+async fn a_login_that_is_ended_before_it_is_done_is_dropped() {
+    for gone in [false, true] {
+        let app = app(routes());
+        let mut browser = Browser::default();
+        browser.get(&app.router, "/cart/tea").await;
+        let old = app.store.live()[0];
+        let store = app.store.clone();
+        app.store.on_next(Verb::Update, move || {
+            let mut live = store.live();
+            live.retain(|key| *key != old);
+            assert_eq!(live.len(), 1, "the new session");
+            store.rewrite_all();
+            if gone {
+                store.records().remove(&live[0]);
+            } else {
+                let tombstone = br#"{"_meta":{"ended":true}}"#.to_vec();
+                store.records().get_mut(&live[0]).unwrap().payload = tombstone;
+            }
+        });
+        let answer = browser.get(&app.router, "/login/ada").await;
+        assert_eq!(answer.status, 200, "{gone}");
+        assert!(answer.sets_no_cookie(), "{gone}");
+        assert_eq!(shown(&app, &browser).await, "nobody: cart", "{gone}");
+        assert_eq!(listed(&app, "ada").await, [], "{gone}");
+    }
 }
 
 /// A login with or without a session before it, whose user has so many sessions; the list cannot be
