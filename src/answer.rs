@@ -210,8 +210,8 @@ impl Inner {
         state.take_lost().map_or(Ok(()), Err)
     }
 
-    /// The answer, if it takes no store to find it. `edits`: whether this response's edits count.
-    pub(crate) fn answer_now(&self, edits: bool) -> Option<Answer> {
+    /// The answer, if nothing was done to the session, so that it takes no store to find it.
+    pub(crate) fn answer_now(&self) -> Option<Answer> {
         if self.flush_unloaded.load(Ordering::Acquire) {
             return None;
         }
@@ -222,11 +222,10 @@ impl Inner {
             }
             Some(Ok(loaded)) => {
                 let mut state = loaded.state();
-                let plan = state.plan(edits);
-                if state.is_committing() || plan.end || plan.store != StoreAction::Nothing {
+                if state.may_write() {
                     return None;
                 }
-                drop_unplanned(&mut state, plan);
+                let plan = state.plan(true);
                 state.accept(plan);
                 Some(self.close(&mut state, None))
             }
@@ -341,6 +340,9 @@ impl Drop for Inner {
             .state
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
+        if !state.may_write() {
+            return;
+        }
         let endings: Vec<Ending> = state.take_endings();
         if state.drop_edits() {
             tracing::warn!("session edits were never stored; after the response, call `save`");

@@ -43,16 +43,36 @@ impl CookieHeaders {
     /// Works on bytes: other cookies may hold anything. A name is compared as it stands, never
     /// decoded; nothing but space and tab is trimmed; a quote is a character like any other.
     pub(crate) fn candidates<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.as_slice()
-            .iter()
-            .flat_map(|header| split(header.as_bytes(), b';'))
-            .filter_map(move |pair| {
-                let equals = memchr::memchr(b'=', pair)?;
-                let (left, right) = pair.split_at(equals);
-                (trim(left) == name).then(|| trim(&right[1..]))
-            })
-            .take(MAX_CANDIDATES)
+        let mut headers = self.as_slice().iter();
+        let mut rest: &[u8] = &[];
+        let values = std::iter::from_fn(move || {
+            loop {
+                if rest.is_empty() {
+                    rest = headers.next()?.as_bytes();
+                }
+                let end = memchr::memchr(b';', rest).unwrap_or(rest.len());
+                let (pair, after) = rest.split_at(end);
+                rest = after.get(1..).unwrap_or_default();
+                if let Some(value) = value_of(name, pair) {
+                    return Some(value);
+                }
+            }
+        });
+        values.take(MAX_CANDIDATES)
     }
+}
+
+/// What comes after `name` and `=`, if that is how a pair begins.
+fn value_of<'a>(name: &[u8], pair: &'a [u8]) -> Option<&'a [u8]> {
+    let after = trim_start(pair).strip_prefix(name)?;
+    Some(trim(trim_start(after).strip_prefix(b"=")?))
+}
+
+fn trim_start(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = text {
+        text = rest;
+    }
+    text
 }
 
 fn split(mut rest: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {

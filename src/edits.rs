@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{SessionError, SessionErrorKind};
 use crate::few::Few;
-use crate::payload::{Format, Meta, Payload, Value};
+use crate::payload::{Format, Meta, Payload, User, Value};
 
 /// A closure given to `update`, with the typing worked in. It runs again on whatever the key holds
 /// when the session turns out to have changed meanwhile.
@@ -19,18 +19,11 @@ pub(crate) struct Batch {
     lifetime: Option<Option<u64>>,
     permanent: Option<bool>,
     /// After a `clear`, if there was one.
-    login: Option<Login>,
+    login: Option<Arc<User>>,
     /// Something that was taken turned out to be gone, or to be something else.
     lost_taken: bool,
     /// The format of the values; known as soon as there is one.
     format: Option<Format>,
-}
-
-/// Whose the session is from now on.
-pub(crate) struct Login {
-    pub(crate) user: Arc<str>,
-    /// In milliseconds since 1970.
-    pub(crate) at: u64,
 }
 
 struct KeyEdits {
@@ -124,6 +117,10 @@ impl Batch {
         keys.flat_map(|edits| edits.updates).collect()
     }
 
+    pub(crate) fn has_updaters(&self) -> bool {
+        self.keys.iter().any(|edits| !edits.updates.is_empty())
+    }
+
     pub(crate) fn into_updaters(self) -> impl Iterator<Item = Updater> {
         self.keys.into_iter().flat_map(|edits| edits.updates)
     }
@@ -136,11 +133,11 @@ impl Batch {
         self.permanent = Some(permanent);
     }
 
-    pub(crate) fn log_in(&mut self, login: Login) {
-        self.login = Some(login);
+    pub(crate) fn log_in(&mut self, user: Arc<User>) {
+        self.login = Some(user);
     }
 
-    pub(crate) fn login(&self) -> Option<&Login> {
+    pub(crate) fn login(&self) -> Option<&Arc<User>> {
         self.login.as_ref()
     }
 
@@ -154,10 +151,7 @@ impl Batch {
         self.cleared
             || self.login.is_some()
             || self.changes_cookie(meta)
-            || self
-                .keys
-                .iter()
-                .any(|edits| edits.current.as_deref() != peek(base, before, edits.key()))
+            || self.keys.iter().any(|edits| edits.changes(base, before))
     }
 
     pub(crate) fn changes_cookie(&self, meta: &Meta) -> bool {
@@ -172,7 +166,6 @@ impl Batch {
         if self.cleared {
             meta.generation = meta.generation.wrapping_add(1);
             meta.user = None;
-            meta.authenticated = None;
         }
         if let Some(lifetime) = self.lifetime {
             meta.lifetime = lifetime;
@@ -180,9 +173,8 @@ impl Batch {
         if let Some(permanent) = self.permanent {
             meta.permanent = Some(permanent);
         }
-        if let Some(login) = &self.login {
-            meta.user = Some(Arc::clone(&login.user));
-            meta.authenticated = Some(login.at);
+        if let Some(user) = &self.login {
+            meta.user = Some(Arc::clone(user));
         }
     }
 
@@ -230,6 +222,14 @@ impl Batch {
 }
 
 impl KeyEdits {
+    fn changes(&self, base: &Payload, before: &[Batch]) -> bool {
+        match self.base {
+            // What is set to what it is is forgotten at once.
+            Base::Set(None) => true,
+            _ => self.current.as_deref() != peek(base, before, self.key()),
+        }
+    }
+
     fn is_of(&self, key: &str) -> bool {
         *self.key == *key.as_bytes()
     }

@@ -34,18 +34,24 @@ pub(crate) enum Source {
     Key(SessionKey),
 }
 
+/// A cookie of our name that verifies.
+struct Candidate {
+    verified: Verified,
+    /// Which of the cookies of our name it is ...
+    at: usize,
+    /// ... and which one comes after it.
+    next: Option<usize>,
+}
+
 pub(crate) struct Loaded {
     pub(crate) state: Mutex<State>,
 }
 
 impl Loaded {
-    /// Filled in where it is to stay: it is too large to be moved about.
-    fn new(shared: &Shared, fill: impl FnOnce(&mut State)) -> Box<Self> {
-        let state = Mutex::new(State::new(&shared.policy));
-        let mut loaded = Box::new(Self { state });
-        let state = loaded.state.get_mut();
-        fill(state.unwrap_or_else(PoisonError::into_inner));
-        loaded
+    fn new(state: State) -> Box<Self> {
+        Box::new(Self {
+            state: Mutex::new(state),
+        })
     }
 
     pub(crate) fn state(&self) -> StateGuard<'_> {
@@ -113,9 +119,10 @@ impl Inner {
             let _turn = self.turn().await;
             if self.loaded().is_none() {
                 let found = match &self.source {
-                    Source::Cookies(CookieHeaders::None) => Ok(Loaded::new(&self.shared, |_| {})),
-                    // Boxed, because the handler's future holds this one, and is moved before it runs.
-                    Source::Cookies(cookies) => Box::pin(self.find(cookies)).await,
+                    Source::Cookies(CookieHeaders::None) => {
+                        Ok(Loaded::new(State::new(&self.shared.policy)))
+                    }
+                    Source::Cookies(cookies) => self.find(cookies).await,
                     Source::Key(key) => Box::pin(self.look_up(key)).await,
                 };
                 // Nobody else has the turn.
@@ -158,38 +165,67 @@ impl Inner {
         }
     }
 
-    /// Goes through the cookies of our name until one leads to a live session.
+    /// Goes through the cookies of our name until one leads to a live session. What is kept while the
+    /// store is asked is small: the handler's future holds this one, and is moved before it runs.
     async fn find(&self, cookies: &CookieHeaders) -> Result<Box<Loaded>, SessionError> {
-        let mut candidates = cookies.candidates(self.shared.cookie.name().as_bytes());
-        let mut carried_cookie = false;
-        let mut tombstone = None;
-        while let Some(value) = candidates.next() {
-            carried_cookie = true;
-            let Some(verified) = self.verify(value) else {
-                continue;
-            };
-            let key = self.shared.signer.key(&verified.id);
+        let (mut next, mut tombstone) = (Some(0), None);
+        while let Some(candidate) = next.and_then(|from| self.candidate(cookies, from)) {
+            let key = self.shared.signer.key(&candidate.verified.id);
             let record = self.shared.fetch(&key).await?;
             match self.shared.judge(&key, record) {
                 Found::Absent => {
                     tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
                 }
-                Found::Ended { .. } => tombstone = tombstone.or(Some(key)),
+                Found::Ended { .. } => tombstone = tombstone.or(Some(candidate.at)),
                 Found::Live(live) => {
-                    let mut others = candidates.filter_map(|value| self.verify(value));
-                    if others.any(|other| other.id != verified.id) {
+                    let other = candidate
+                        .next
+                        .and_then(|from| self.other(cookies, from, &candidate));
+                    if other.is_some() {
                         tracing::warn!(
                             "two valid session cookies; the first with a live session counts"
                         );
                     }
-                    return Ok(self.open(live, &verified, key));
+                    return Ok(self.open(live, &candidate.verified, key));
                 }
             }
+            next = candidate.next;
         }
-        let identity = tombstone.map_or(Identity::Anonymous, Identity::Ended);
-        Ok(Loaded::new(&self.shared, |state| {
-            state.identify(identity, carried_cookie);
-        }))
+        let identity = tombstone
+            .and_then(|at| self.candidate(cookies, at))
+            .map_or(Identity::Anonymous, |ended| {
+                Identity::Ended(self.shared.signer.key(&ended.verified.id))
+            });
+        let carried_cookie = self.carries_cookie();
+        let policy = &self.shared.policy;
+        Ok(Loaded::new(State::empty(policy, identity, carried_cookie)))
+    }
+
+    /// The first of the cookies of our name that verifies, not counting those before `from`.
+    fn candidate(&self, cookies: &CookieHeaders, from: usize) -> Option<Candidate> {
+        let mut values = cookies.candidates(self.shared.cookie.name().as_bytes());
+        let mut at = from;
+        let mut value = values.nth(from)?;
+        loop {
+            if let Some(verified) = self.verify(value) {
+                let next = values.next().map(|_| at + 1);
+                return Some(Candidate { verified, at, next });
+            }
+            value = values.next()?;
+            at += 1;
+        }
+    }
+
+    /// Whether there is a cookie that verifies and is for another session.
+    fn other(&self, cookies: &CookieHeaders, from: usize, than: &Candidate) -> Option<Candidate> {
+        let mut next = Some(from);
+        while let Some(other) = next.and_then(|from| self.candidate(cookies, from)) {
+            if other.verified.id != than.verified.id {
+                return Some(other);
+            }
+            next = other.next;
+        }
+        None
     }
 
     #[inline]
@@ -218,9 +254,7 @@ impl Inner {
             record: live.record,
             as_of: live.now,
         });
-        Loaded::new(&self.shared, |state| {
-            state.read(identity, live.payload, live.meta, seen);
-        })
+        Loaded::new(State::read(identity, live.payload, live.meta, seen))
     }
 
     fn verify(&self, cookie: &[u8]) -> Option<Verified> {
@@ -235,7 +269,7 @@ impl Inner {
 
     async fn look_up(&self, key: &SessionKey) -> Result<Box<Loaded>, SessionError> {
         let found = self.shared.load(key).await?;
-        Ok(Loaded::new(&self.shared, |state| match found {
+        Ok(Loaded::new(match found {
             Found::Live(live) => {
                 let identity = Identity::Stored(Stored {
                     id: None,
@@ -243,9 +277,11 @@ impl Inner {
                     record: live.record,
                     as_of: live.now,
                 });
-                state.read(identity, live.payload, live.meta, Seen::default());
+                State::read(identity, live.payload, live.meta, Seen::default())
             }
-            Found::Absent | Found::Ended { .. } => state.identify(Identity::Ended(*key), false),
+            Found::Absent | Found::Ended { .. } => {
+                State::empty(&self.shared.policy, Identity::Ended(*key), false)
+            }
         }))
     }
 

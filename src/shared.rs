@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, Timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+use tracing::level_filters::LevelFilter;
 
 use crate::config::{Policy, SessionConfig};
 use crate::cookie::CookieTemplate;
@@ -105,14 +106,14 @@ impl Shared {
     /// Asks the store for the record of `key`. One that it cannot read counts as absent.
     pub(crate) async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
         let mut answer = self.store.as_dyn().load(key);
-        {
+        // A span that nobody listens to still costs something, as does entering it at each poll.
+        if LevelFilter::current() >= LevelFilter::DEBUG {
             let span = tracing::debug_span!("session_load", session.key = %key);
-            // Entering a span that nobody listens to still costs something, at each poll.
             if !span.is_disabled() {
                 answer = Box::pin(answer.instrument(span));
             }
         }
-        match within(self.policy.store_timeout, answer).await {
+        match within(self.policy.limit(Duration::MAX), answer).await {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
                 Ok(None)
@@ -188,9 +189,9 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// Waits for a store, but not for long. A store that answers at once costs no timer, nor a look at
-/// the clock.
-pub(crate) fn within<T>(limit: Duration, answer: Answer<'_, T>) -> Within<'_, T> {
+/// Waits for a store, but not for long, or as long as it takes where it gives up by itself. A store
+/// that answers at once costs no timer, nor a look at the clock.
+pub(crate) fn within<T>(limit: Option<Duration>, answer: Answer<'_, T>) -> Within<'_, T> {
     Within {
         limit,
         answer: Asked::JustNow(answer),
@@ -200,7 +201,7 @@ pub(crate) fn within<T>(limit: Duration, answer: Answer<'_, T>) -> Within<'_, T>
 
 /// See [`within`]. Written out, because a load and a commit hold one, and are moved about.
 pub(crate) struct Within<'a, T> {
-    limit: Duration,
+    limit: Option<Duration>,
     answer: Asked<'a, T>,
     /// When the store began to make us wait.
     pub(crate) since: Option<Instant>,
@@ -216,21 +217,24 @@ impl<'a, T: Send + 'a> Future for Within<'a, T> {
     type Output = Result<T, StoreError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let limit = self.limit;
-        if let Asked::JustNow(answer) = &mut self.answer {
+        let this = &mut *self;
+        if let Asked::JustNow(answer) = &mut this.answer {
             let said = answer.as_mut().poll(cx);
             if said.is_ready() {
                 return said;
             }
+            let now = *this.since.get_or_insert_with(Instant::now);
+            let Some(limit) = this.limit else {
+                return Poll::Pending;
+            };
             let answer = std::mem::replace(answer, Box::pin(std::future::pending()));
-            let now = Instant::now();
-            self.answer = Asked::Waiting(Box::pin(timeout_at(now + limit, answer)));
-            self.since = Some(now);
+            this.answer = Asked::Waiting(Box::pin(timeout_at(now + limit, answer)));
         }
-        match &mut self.answer {
+        match &mut this.answer {
             Asked::JustNow(answer) => answer.as_mut().poll(cx),
             Asked::Waiting(answer) => answer.as_mut().poll(cx).map(|said| {
                 said.unwrap_or_else(|_| {
+                    let limit = this.limit.unwrap_or_default();
                     Err(StoreError::new(
                         StoreErrorKind::Timeout,
                         format!("no answer within {limit:?}"),
@@ -297,5 +301,102 @@ impl<T: Send + 'static> Drop for Finish<T> {
                 None => tracing::error!("no runtime to finish a session commit in; it is given up"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::store::{CreateOutcome, NewRecord, StoreLimits, TouchOutcome, UpdateOutcome};
+
+    /// Takes three seconds to read, and says of itself what it is told to.
+    #[derive(Debug)]
+    struct Slow(StoreLimits);
+
+    impl SessionStore for Slow {
+        async fn load(&self, _: &SessionKey) -> Result<Option<Record>, StoreError> {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            Ok(None)
+        }
+
+        async fn create(
+            &self,
+            _: &SessionKey,
+            _: &NewRecord<'_>,
+        ) -> Result<CreateOutcome, StoreError> {
+            Ok(CreateOutcome::Taken)
+        }
+
+        async fn update(
+            &self,
+            _: &SessionKey,
+            _: &Record,
+            _: &NewRecord<'_>,
+        ) -> Result<UpdateOutcome, StoreError> {
+            Ok(UpdateOutcome::Gone)
+        }
+
+        async fn touch(
+            &self,
+            _: &SessionKey,
+            _: &Record,
+            _: Duration,
+        ) -> Result<TouchOutcome, StoreError> {
+            Ok(TouchOutcome::Gone)
+        }
+
+        async fn delete(&self, _: &SessionKey) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        async fn delete_expired(&self, _: NonZeroUsize) -> Result<u64, StoreError> {
+            Ok(0)
+        }
+
+        fn limits(&self) -> StoreLimits {
+            self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_store_that_gives_up_in_time_is_waited_for_without_a_timer() {
+        let plain = StoreLimits::new(100);
+        let two_seconds = Duration::from_secs(2);
+        for (limits, cut_off) in [
+            (plain, true),
+            (
+                plain.with_timeout(two_seconds + Duration::from_nanos(1)),
+                true,
+            ),
+            (plain.with_timeout(two_seconds), false),
+        ] {
+            let keys = SigningKeys::generate().unwrap();
+            let config = SessionConfig::default().with_store_timeout(two_seconds);
+            let shared = Shared::new(Slow(limits), &keys, config).unwrap();
+            let key = SessionId::generate().unwrap().key();
+            let begun = Instant::now();
+            let kind = shared.fetch(&key).await.err().map(|error| error.kind());
+            let (timeout, took) = match cut_off {
+                true => (Some(StoreErrorKind::Timeout), 2),
+                false => (None, 3),
+            };
+            assert_eq!(
+                (kind, begun.elapsed().as_secs()),
+                (timeout, took),
+                "{limits:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn less_time_than_the_store_takes_is_measured() {
+        let bounded = StoreLimits::new(100).with_timeout(Duration::from_secs(1));
+        let (policy, _) = SessionConfig::default().validate(bounded).unwrap();
+        let second = Duration::from_secs(1);
+        assert_eq!(policy.limit(Duration::MAX), None);
+        assert_eq!(policy.limit(policy.store_timeout), None);
+        assert_eq!(policy.limit(second), Some(second));
     }
 }

@@ -21,7 +21,7 @@ pub(crate) enum First {
 pub(crate) async fn attempt(shared: &Shared, draft: &Draft) -> Result<First, SessionError> {
     let store = shared.store.as_dyn();
     let policy = &shared.policy;
-    let limit = policy.store_timeout.min(policy.commit_timeout);
+    let limit = policy.limit(policy.commit_timeout);
     let deadline = |since: Option<Instant>| since.map(|since| since + policy.commit_timeout);
     let key = &draft.key;
     let new = NewRecord::of(draft.revision, draft.payload.bytes(), draft.ttl);

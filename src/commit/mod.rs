@@ -351,7 +351,7 @@ impl<'a> Commit<'a> {
         answer: Answer<'_, T>,
     ) -> Result<T, SessionError> {
         let left = self.time_left()?;
-        within(left.min(self.shared.policy.store_timeout), answer)
+        within(self.shared.policy.limit(left), answer)
             .await
             .map_err(|error| {
                 tracing::error!(session.key = %key, %error, "session not stored");

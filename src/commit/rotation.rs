@@ -1,5 +1,7 @@
 //! Rotation: the same data under a new id, and a tombstone under the old one.
 
+use std::time::Duration;
+
 use super::{Commit, ended};
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionKey};
@@ -177,7 +179,7 @@ impl Commit<'_> {
     /// Removes the new record of a rotation that came to nothing. If that fails, it is never found
     /// and expires.
     pub(super) async fn discard(&self, key: &SessionKey) {
-        let limit = self.shared.policy.store_timeout;
+        let limit = self.shared.policy.limit(Duration::MAX);
         if let Err(error) = within(limit, self.shared.store.as_dyn().delete(key)).await {
             tracing::warn!(session.key = %key, %error, "unused session record not deleted");
         }

@@ -284,7 +284,9 @@ impl Commit<'_> {
             return Ok(Standing::Gone);
         };
         Ok(match Payload::parse(record.payload().clone(), &WIDEST) {
-            Ok((Head::Live(meta), _)) if meta.user.as_deref() == Some(user) => {
+            Ok((Head::Live(meta), _))
+                if meta.user.as_ref().is_some_and(|owner| *owner.name == *user) =>
+            {
                 Standing::Theirs(record, meta)
             }
             Ok((
@@ -298,7 +300,7 @@ impl Commit<'_> {
     }
 
     async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, SessionError> {
-        let limit = self.time_left()?.min(self.shared.policy.store_timeout);
+        let limit = self.shared.policy.limit(self.time_left()?);
         match within(limit, self.shared.store.as_dyn().load(key)).await {
             // A store that is moved from and finds records by their ids: no user's session is there.
             Err(error) if error.kind() == StoreErrorKind::Unsupported => Ok(None),

@@ -334,11 +334,20 @@ pub(crate) struct Policy {
     pub(crate) limits: Limits,
     pub(crate) server_errors: ServerErrors,
     pub(crate) store_timeout: Duration,
+    /// Whether the store itself gives up in time.
+    pub(crate) store_is_bounded: bool,
     pub(crate) commit_timeout: Duration,
     pub(crate) sessions_per_user: usize,
 }
 
 impl Policy {
+    /// How long to wait for the store when so much time is `left`; `None` where the store sees to
+    /// that.
+    pub(crate) fn limit(&self, left: Duration) -> Option<Duration> {
+        let measured = left < self.store_timeout || !self.store_is_bounded;
+        measured.then(|| left.min(self.store_timeout))
+    }
+
     /// Whether a session that is only read is ever renewed.
     pub(crate) fn renews_by_reading(&self) -> bool {
         self.refresh_share < 1.0

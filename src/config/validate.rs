@@ -91,6 +91,7 @@ impl SessionConfig {
             },
             server_errors: self.server_errors,
             store_timeout: self.store_timeout,
+            store_is_bounded: (store.timeout()).is_some_and(|limit| limit <= self.store_timeout),
             commit_timeout: self.commit_timeout,
             sessions_per_user: self.sessions_per_user.min(room).max(1),
         };

@@ -23,9 +23,17 @@ pub(crate) struct Meta {
     pub(crate) lifetime: Option<u64>,
     /// Whether the browser is to keep the cookie when it closes. `None`: as configured.
     pub(crate) permanent: Option<bool>,
-    /// Whose session it is, ...
-    pub(crate) user: Option<Arc<str>>,
-    /// ... and when they logged in, in milliseconds since 1970. `None` where there is no user.
+    /// Whose session it is. Behind a pointer, because many a session is nobody's, and notes are moved
+    /// about.
+    pub(crate) user: Option<Arc<User>>,
+}
+
+/// Who is logged in.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) name: Arc<str>,
+    /// When they logged in, in milliseconds since 1970. `None` in a record that another program has
+    /// written.
     pub(crate) authenticated: Option<u64>,
 }
 
@@ -41,7 +49,6 @@ impl Default for Meta {
             lifetime: None,
             permanent: None,
             user: None,
-            authenticated: None,
         }
     }
 }
@@ -93,8 +100,8 @@ impl<'a> From<&'a Meta> for Fields<'a> {
             generation: (meta.generation != 0).then_some(meta.generation),
             lifetime: meta.lifetime,
             permanent: meta.permanent,
-            authenticated: meta.authenticated,
-            user: meta.user.as_deref().map(|user| Name(user.into())),
+            authenticated: meta.user.as_ref().and_then(|user| user.authenticated),
+            user: meta.user.as_ref().map(|user| Name((*user.name).into())),
             ended: None,
             index: None,
             successor: None,
@@ -117,8 +124,12 @@ impl Fields<'_> {
             generation: self.generation.unwrap_or(0),
             lifetime: self.lifetime,
             permanent: self.permanent,
-            user: self.user.as_ref().map(|Name(user)| Arc::from(&**user)),
-            authenticated: self.authenticated.filter(|_| self.user.is_some()),
+            user: self.user.as_ref().map(|Name(user)| {
+                Arc::new(User {
+                    name: Arc::from(&**user),
+                    authenticated: self.authenticated,
+                })
+            }),
         })
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::meta::{Head, META_KEY, Meta, tombstone};
+pub(crate) use self::meta::{Head, META_KEY, Meta, User, tombstone};
 pub(crate) use self::plain::index_map;
 #[cfg(feature = "flask")]
 pub(crate) use self::plain::plain_map;

@@ -252,7 +252,7 @@ pub(super) fn encode<'a>(
     let mut rest = &mut room[..];
     written(rmp::encode::write_map_len(&mut rest, count as u32 + 1).map(drop));
     encode_meta(&mut rest, &Fields::from(meta));
-    let user = meta.user.as_deref();
+    let user = meta.user.as_ref().map(|user| &*user.name);
     let length = MAX_HEAD - rest.len();
     let head = room.get(..length).unwrap_or_default();
     // Exact: a buffer with room to spare would cost one more allocation to become `Bytes`, and a

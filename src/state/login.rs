@@ -1,26 +1,24 @@
 //! Whose session it is: what `login` does to what a request knows.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{State, Work};
-use crate::config::Policy;
-use crate::edits::Login;
+use crate::config::{MAX_LIFETIME, Policy};
 use crate::error::{SessionError, SessionErrorKind};
-use crate::payload;
+use crate::payload::{self, User};
 
 impl State {
-    /// The user, and when they logged in, in milliseconds since 1970.
-    pub(crate) fn user(&self) -> Option<(&Arc<str>, Option<u64>)> {
+    pub(crate) fn user(&self) -> Option<&User> {
         for batch in self.batches.iter().rev() {
-            if let Some(login) = batch.login() {
-                return Some((&login.user, Some(login.at)));
+            if let Some(user) = batch.login() {
+                return Some(user);
             }
             if batch.is_clear() {
                 return None;
             }
         }
-        let user = self.meta.user.as_ref()?;
-        Some((user, self.meta.authenticated))
+        self.meta.user.as_deref()
     }
 
     /// From here on the session is `user`'s, under a new id. One of another user's is ended first.
@@ -30,7 +28,7 @@ impl State {
         now: u64,
         policy: &Policy,
     ) -> Result<(), SessionError> {
-        let others = self.user().is_some_and(|(before, _)| **before != *user);
+        let others = self.user().is_some_and(|before| *before.name != *user);
         let (count, size) = if others {
             (0, 0)
         } else {
@@ -50,10 +48,10 @@ impl State {
             self.flush(policy);
         }
         self.rotate = true;
-        self.pending().log_in(Login {
-            user: user.into(),
-            at: now,
-        });
+        self.pending().log_in(Arc::new(User {
+            name: user.into(),
+            authenticated: Some(now),
+        }));
         Ok(())
     }
 
@@ -65,8 +63,15 @@ impl State {
     /// The most bytes that the user takes.
     pub(super) fn user_bound(&self) -> usize {
         self.user()
-            .map_or(0, |(user, _)| payload::user_bound(self.format(), user))
+            .map_or(0, |user| payload::user_bound(self.format(), &user.name))
     }
+}
+
+/// How long a session of this user's may go on from `now`: as long as their list lasts. `None` if that is
+/// over.
+pub(super) fn time_left(user: &User, now: u64) -> Option<Duration> {
+    let passed = now.saturating_sub(user.authenticated.unwrap_or(now));
+    MAX_LIFETIME.checked_sub(Duration::from_millis(passed))
 }
 
 /// Whose the session is that a commit writes.
@@ -81,9 +86,10 @@ pub(crate) struct Owner {
 impl Work {
     pub(crate) fn owner(&self) -> Option<Owner> {
         let (meta, _) = self.payload();
+        let user = meta.user.as_ref()?;
         Some(Owner {
-            user: Arc::clone(meta.user.as_ref()?),
-            at: meta.authenticated.or(meta.created).unwrap_or_default(),
+            user: Arc::clone(&user.name),
+            at: user.authenticated.or(meta.created).unwrap_or_default(),
             logs_in: self.batches.iter().any(|batch| batch.login().is_some()),
         })
     }

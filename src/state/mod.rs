@@ -112,12 +112,29 @@ pub(crate) struct Seen {
 
 impl State {
     /// A session without data, of nobody.
-    #[inline]
     pub(crate) fn new(policy: &Policy) -> Self {
+        Self::empty(policy, Identity::Anonymous, false)
+    }
+
+    /// What there is when there is no record.
+    pub(crate) fn empty(policy: &Policy, identity: Identity, carried_cookie: bool) -> Self {
+        let seen = Seen {
+            carried_cookie,
+            ..Seen::default()
+        };
+        let base = Payload::empty(policy.format);
+        Self::read(identity, base, Meta::default(), seen)
+    }
+
+    /// What was loaded.
+    #[inline]
+    pub(crate) fn read(identity: Identity, base: Payload, meta: Meta, seen: Seen) -> Self {
         Self {
-            identity: Identity::Anonymous,
-            base: Payload::empty(policy.format),
-            meta: Meta::default(),
+            identity,
+            count: base.len(),
+            size: base.data_len(),
+            base,
+            meta,
             batches: Vec::new(),
             attempts: Vec::new(),
             sent: None,
@@ -125,36 +142,15 @@ impl State {
             endings: Vec::new(),
             committing: false,
             flushes: 0,
-            carried_cookie: false,
-            touch_due: false,
-            cookie_due: false,
-            cookie_waits: false,
+            carried_cookie: seen.carried_cookie,
+            touch_due: seen.touch_due,
+            cookie_due: seen.cookie_due,
+            cookie_waits: seen.cookie_waits,
             owes_cookie: false,
             owes_removal: false,
-            count: 0,
-            size: 0,
             litter: Vec::new(),
             lost: None,
         }
-    }
-
-    /// Takes in what was loaded.
-    #[inline]
-    pub(crate) fn read(&mut self, identity: Identity, base: Payload, meta: Meta, seen: Seen) {
-        (self.count, self.size) = (base.len(), base.data_len());
-        self.identity = identity;
-        self.base = base;
-        self.meta = meta;
-        self.carried_cookie = seen.carried_cookie;
-        self.touch_due = seen.touch_due;
-        self.cookie_due = seen.cookie_due;
-        self.cookie_waits = seen.cookie_waits;
-    }
-
-    /// Takes note of whose session it is, when there is no record of it.
-    pub(crate) fn identify(&mut self, identity: Identity, carried_cookie: bool) {
-        self.identity = identity;
-        self.carried_cookie = carried_cookie;
     }
 
     // What handlers see and do.
@@ -198,13 +194,14 @@ impl State {
         policy: &Policy,
     ) -> Result<(), SessionError> {
         let before = edits::peek(&self.base, &self.batches, key);
-        if before == Some(&value[..]) && self.is_as_stored(key) {
+        let as_stored = self.is_as_stored(key);
+        if as_stored && before == Some(&value[..]) {
             return Ok(());
         }
         let before = before.map(<[u8]>::len);
         self.make_room(key, before, value.len(), policy)?;
         let format = self.format();
-        let nothing = self.comes_to_nothing(key, Some(&value));
+        let nothing = !as_stored && self.comes_to_nothing(key, Some(&value));
         let litter = if nothing {
             self.pending().forget(key)
         } else {
@@ -326,8 +323,11 @@ impl State {
     }
 
     fn drop_first_batches(&mut self, count: usize) {
-        let litter = self.batches.drain(..count).flat_map(Batch::into_updaters);
-        self.litter.extend(litter);
+        for batch in self.batches.drain(..count) {
+            if batch.has_updaters() {
+                self.litter.extend(batch.into_updaters());
+            }
+        }
     }
 
     /// How many batches, from the first, must stay as they are, because an attempt wrote them.
@@ -436,6 +436,11 @@ impl State {
                 self.count > 0 || self.logs_in()
             }
             Identity::Anonymous | Identity::Ended(_) | Identity::Stored(_) => {
+                if sent.is_empty() {
+                    return unsent
+                        .iter()
+                        .any(|batch| batch.changes(&self.base, sent, &self.meta));
+                }
                 let mut meta = self.meta.clone();
                 for batch in sent {
                     batch.apply_to_meta(&mut meta);
@@ -508,16 +513,16 @@ pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duratio
         .lifetime
         .map_or(policy.idle, Duration::from_millis)
         .min(MAX_LIFETIME);
-    let since =
-        |begun: Option<u64>| Duration::from_millis(begun.map_or(0, |at| now.saturating_sub(at)));
     let ttl = match policy.absolute {
         None => idle,
-        Some(absolute) => idle.min(absolute.checked_sub(since(meta.created))?),
+        Some(absolute) => {
+            let age = Duration::from_millis(now.saturating_sub(meta.created.unwrap_or(now)));
+            idle.min(absolute.checked_sub(age)?)
+        }
     };
-    let ttl = match meta.authenticated {
+    let ttl = match &meta.user {
         None => ttl,
-        // Its user's list of sessions lasts as long.
-        Some(_) => ttl.min(MAX_LIFETIME.checked_sub(since(meta.authenticated))?),
+        Some(user) => ttl.min(login::time_left(user, now)?),
     };
     (!ttl.is_zero()).then_some(ttl)
 }
@@ -563,8 +568,7 @@ mod tests {
         edited.set(key, value.clone(), &policy).unwrap();
         let entries = [(key, Some(&value[..]))];
         let base = Payload::empty(policy.format).changed(&Meta::default(), &entries);
-        let mut read = State::new(&policy);
-        read.read(Identity::Anonymous, base, Meta::default(), Seen::default());
+        let read = State::read(Identity::Anonymous, base, Meta::default(), Seen::default());
         assert_eq!((read.count, read.size), (edited.count, edited.size));
         assert_eq!((read.count, read.size), (1, key.len() + value.len()));
     }

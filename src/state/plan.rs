@@ -47,6 +47,16 @@ impl Plan {
 }
 
 impl State {
+    /// Whether there may be anything to store. Where there is not, no commit is needed to answer.
+    pub(crate) fn may_write(&self) -> bool {
+        self.committing
+            || self.touch_due
+            || self.rotate
+            || !self.batches.is_empty()
+            || !self.attempts.is_empty()
+            || !self.endings.is_empty()
+    }
+
     /// Decides what is to be done; `edits` is whether this response's edits count.
     pub(crate) fn plan(&self, edits: bool) -> Plan {
         let edited = edits && self.has_edits();

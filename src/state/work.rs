@@ -21,10 +21,6 @@ pub(crate) struct Attempt {
 }
 
 impl State {
-    pub(crate) fn is_committing(&self) -> bool {
-        self.committing
-    }
-
     /// Hands out everything that the plan needs. Until [`State::settle`], the session reads as if it
     /// had been carried out.
     ///

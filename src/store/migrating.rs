@@ -117,6 +117,10 @@ impl<Old: SessionStore, New: SessionStore> SessionStore for MigratingStore<Old, 
     }
 
     fn limits(&self) -> StoreLimits {
-        self.new.limits()
+        // A verb may ask both stores, one after the other.
+        StoreLimits {
+            timeout: None,
+            ..self.new.limits()
+        }
     }
 }

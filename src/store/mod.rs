@@ -404,6 +404,7 @@ pub struct StoreLimits {
     max_payload: usize,
     expiry_resolution: Duration,
     evicts: bool,
+    timeout: Option<Duration>,
 }
 
 impl StoreLimits {
@@ -414,6 +415,7 @@ impl StoreLimits {
             max_payload,
             expiry_resolution: Duration::from_millis(1),
             evicts: false,
+            timeout: None,
         }
     }
 
@@ -428,6 +430,16 @@ impl StoreLimits {
     #[must_use]
     pub const fn with_eviction(mut self, evicts: bool) -> Self {
         self.evicts = evicts;
+        self
+    }
+
+    /// The store gives up by itself: after `timeout` at the latest, every verb but `delete_expired`
+    /// has answered, if only with [`StoreErrorKind::Timeout`]. A layer that would wait as long does
+    /// then not set a timer of its own, which is a good part of what it costs to wait for a store.
+    /// Default: the store may take for ever, and the layer sees to it that it does not.
+    #[must_use]
+    pub const fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
         self
     }
 
@@ -447,6 +459,12 @@ impl StoreLimits {
     #[must_use]
     pub const fn evicts(&self) -> bool {
         self.evicts
+    }
+
+    /// When the store gives up by itself, if it does.
+    #[must_use]
+    pub const fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// Refuses a payload that is larger than this store takes: the first line of `create` and

@@ -57,7 +57,7 @@ impl Session {
     #[must_use]
     pub fn user(&self) -> Option<Arc<str>> {
         let state = self.loaded().state();
-        state.user().map(|(user, _)| Arc::clone(user))
+        state.user().map(|user| Arc::clone(&user.name))
     }
 
     /// When the user has last proved who they are, by [`login`](Self::login); `None` for a session that
@@ -81,8 +81,8 @@ impl Session {
     #[must_use]
     pub fn authenticated_at(&self) -> Option<SystemTime> {
         let state = self.loaded().state();
-        let (_, at) = state.user()?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at?))
+        let at = state.user()?.authenticated?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at))
     }
 
     /// All sessions of this session's user, this one marked as

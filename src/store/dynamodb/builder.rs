@@ -222,7 +222,7 @@ impl DynamoStoreBuilder {
             shared: Arc::new(Shared {
                 client,
                 table: self.table,
-                limits: StoreLimits::new(self.max_payload),
+                limits: StoreLimits::new(self.max_payload).with_timeout(self.timeout),
                 timeout: self.timeout,
                 create_table: self.create_table,
                 ready: OnceCell::new(),
@@ -389,7 +389,8 @@ mod tests {
     async fn a_url_has_the_settings_and_waits_for_nothing() {
         let url = format!("dynamodb://my.table-1_x?{ACCOUNT}&max_payload=9&timeout=20ms");
         let store = DynamoStore::connect(&url).await.unwrap();
-        assert_eq!(store.limits(), StoreLimits::new(9));
+        let limits = StoreLimits::new(9).with_timeout(Duration::from_millis(20));
+        assert_eq!(store.limits(), limits);
         let shown = format!("{store:?}");
         assert!(
             shown.contains("my.table-1_x") && shown.contains("20ms"),

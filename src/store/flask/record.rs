@@ -100,7 +100,6 @@ pub(super) fn write(payload: &[u8], dialect: Dialect, max: usize) -> Result<Vec<
         permanent: None,
         // No layer that shares its sessions with Flask knows users.
         user: None,
-        authenticated: None,
         ..meta
     };
     let notes = (notes != Meta::default()).then_some(&notes);

@@ -211,7 +211,9 @@ impl Settings {
             shared: Arc::new(Shared {
                 servers,
                 prefix: self.prefix,
-                limits: StoreLimits::new(self.max_payload).with_eviction(true),
+                limits: StoreLimits::new(self.max_payload)
+                    .with_eviction(true)
+                    .with_timeout(self.timeout),
                 timeout: self.timeout,
             }),
         }
@@ -247,7 +249,11 @@ mod tests {
     async fn a_url_has_the_same_settings() {
         let url = "memcached://a,B:1/?prefix=p%3A&max_payload=9&timeout=20ms&max_idle=2";
         let store = MemcachedStore::connect(url).await.unwrap();
-        assert_eq!(store.limits(), StoreLimits::new(9).with_eviction(true));
+        let limits = StoreLimits::new(9).with_eviction(true);
+        assert_eq!(
+            store.limits(),
+            limits.with_timeout(Duration::from_millis(20))
+        );
         let shown = format!("{store:?}");
         for part in ["\"a:11211\", \"b:1\"", "\"p:\"", "20ms"] {
             assert!(shown.contains(part), "{part} is not in {shown}");

@@ -195,7 +195,7 @@ impl MongoStoreBuilder {
                 collection: with(ordinary),
                 durable: with(durable),
                 index: Index::new(self.create_index.unwrap_or(true)),
-                limits: StoreLimits::new(largest),
+                limits: StoreLimits::new(largest).with_timeout(timeout),
                 timeout,
             }),
         })

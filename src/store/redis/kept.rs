@@ -82,6 +82,9 @@ impl<M: Make> Kept<M> {
 
     /// The thing. Makes it when there is none; fails only with an attempt that ended after this call.
     pub(super) async fn get(&self) -> Result<M::Thing, RedisError> {
+        if let Some(thing) = self.peek().filter(M::is_good) {
+            return Ok(thing);
+        }
         let called = Instant::now();
         loop {
             let next = match &*self.shared.state.borrow() {

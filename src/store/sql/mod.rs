@@ -149,7 +149,7 @@ impl<D: Dialect> Table<D> {
         let table = Self {
             dialect,
             source: origin.into_source(settings)?,
-            limits: StoreLimits::new(settings.max_payload),
+            limits: StoreLimits::new(settings.max_payload).with_timeout(settings.timeout),
             timeout: settings.timeout,
             create_table: settings.create_table,
             ready: OnceCell::new(),
