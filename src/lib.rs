@@ -115,6 +115,11 @@ pub use crate::user::UserSession;
 #[doc = include_str!("../docs/from-tower-sessions.md")]
 struct FromTowerSessions;
 
+/// The examples of the guide to users.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/users.md")]
+struct Users;
+
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
