@@ -278,6 +278,19 @@ async fn a_server_error_drops_the_login() {
 }
 
 #[tokio::test]
+async fn a_failed_login_over_another_users_session_has_ended_that_one() {
+    let app = app(routes());
+    let mut browser = logged_in(&app, "ada").await;
+    let before = browser.clone();
+    let answer = browser.get(&app.router, "/login-and-fail/bob").await;
+    assert_eq!(answer.status, 500);
+    assert!(answer.removes_cookie());
+    assert_eq!(shown(&app, &before).await, "nobody: ");
+    assert_eq!(app.store.live(), []);
+    assert_eq!(listed(&app, "bob").await, []);
+}
+
+#[tokio::test]
 async fn a_login_begins_a_session_where_there_is_none() {
     let app = app(routes());
     let browser = logged_in(&app, "ada").await;
