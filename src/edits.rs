@@ -1,8 +1,10 @@
 //! What a request has done to its session: applied to what it saw, and kept to be applied again.
 
+use std::sync::Arc;
+
 use crate::error::{SessionError, SessionErrorKind};
 use crate::few::Few;
-use crate::payload::{Format, Meta, Payload, Value};
+use crate::payload::{Format, Meta, Payload, User, Value};
 
 /// A closure given to `update`, with the typing worked in. It runs again on whatever the key holds
 /// when the session turns out to have changed meanwhile.
@@ -16,6 +18,8 @@ pub(crate) struct Batch {
     keys: Few<KeyEdits>,
     lifetime: Option<Option<u64>>,
     permanent: Option<bool>,
+    /// After a `clear`, if there was one.
+    login: Option<Arc<User>>,
     /// Something that was taken turned out to be gone, or to be something else.
     lost_taken: bool,
     /// The format of the values; known as soon as there is one.
@@ -108,6 +112,7 @@ impl Batch {
 
     pub(crate) fn clear(&mut self) -> Vec<Updater> {
         self.cleared = true;
+        self.login = None;
         let keys = std::mem::take(&mut self.keys).into_iter();
         keys.flat_map(|edits| edits.updates).collect()
     }
@@ -128,6 +133,14 @@ impl Batch {
         self.permanent = Some(permanent);
     }
 
+    pub(crate) fn log_in(&mut self, user: Arc<User>) {
+        self.login = Some(user);
+    }
+
+    pub(crate) fn login(&self) -> Option<&Arc<User>> {
+        self.login.as_ref()
+    }
+
     pub(crate) fn is_clear(&self) -> bool {
         self.cleared
     }
@@ -136,6 +149,7 @@ impl Batch {
     /// theirs.
     pub(crate) fn changes(&self, base: &Payload, before: &[Self], meta: &Meta) -> bool {
         self.cleared
+            || self.login.is_some()
             || self.changes_cookie(meta)
             || self.keys.iter().any(|edits| edits.changes(base, before))
     }
@@ -151,12 +165,16 @@ impl Batch {
     pub(crate) fn apply_to_meta(&self, meta: &mut Meta) {
         if self.cleared {
             meta.generation = meta.generation.wrapping_add(1);
+            meta.user = None;
         }
         if let Some(lifetime) = self.lifetime {
             meta.lifetime = lifetime;
         }
         if let Some(permanent) = self.permanent {
             meta.permanent = Some(permanent);
+        }
+        if let Some(user) = &self.login {
+            meta.user = Some(Arc::clone(user));
         }
     }
 

@@ -134,6 +134,8 @@ pub enum SessionErrorKind {
     /// The store failed, did not answer in time, or could not settle a conflict before the commit
     /// deadline.
     Store,
+    /// The layer cannot do this with its store: users, where sessions are shared with Flask.
+    Unsupported,
 }
 
 /// The error of [`Session`](crate::Session) and its relatives.
@@ -186,7 +188,8 @@ impl SessionError {
             SessionErrorKind::CookieTooLate
             | SessionErrorKind::Decode
             | SessionErrorKind::Encode
-            | SessionErrorKind::MissingLayer => http::StatusCode::INTERNAL_SERVER_ERROR,
+            | SessionErrorKind::MissingLayer
+            | SessionErrorKind::Unsupported => http::StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }

@@ -46,7 +46,8 @@ impl IntoResponse for SessionError {
             }
             SessionErrorKind::CookieTooLate
             | SessionErrorKind::Decode
-            | SessionErrorKind::Encode => "The session could not be used.\n",
+            | SessionErrorKind::Encode
+            | SessionErrorKind::Unsupported => "The session could not be used.\n",
         };
         if self.status().is_server_error() {
             tracing::error!(error = %self, "session error answered");

@@ -36,14 +36,7 @@ impl SessionId {
     }
 
     pub(crate) fn key(&self) -> SessionKey {
-        let mut text = [0; SessionKey::LEN];
-        // 32 bytes are exactly 43 characters without padding.
-        let _ = URL_SAFE_NO_PAD.encode(&Sha256::digest(self.0), text.as_mut_slice().as_out());
-        SessionKey {
-            text,
-            #[cfg(feature = "flask")]
-            origin: Origin(None),
-        }
+        SessionKey::of_digest(&Sha256::digest(self.0))
     }
 
     /// The key together with the id, for stores that another program finds by the id.
@@ -136,6 +129,15 @@ impl SessionKey {
     /// The length of every key, in characters.
     pub const LEN: usize = 43;
 
+    /// The key under which a user's sessions are listed. What it is made of is longer than an id, so
+    /// that no id has it.
+    pub(crate) fn of_user(user: &str) -> Self {
+        let digest = Sha256::new()
+            .chain_update(b"session-layer: sessions of the user\0")
+            .chain_update(user.as_bytes());
+        Self::of_digest(&digest.finalize())
+    }
+
     /// The key as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -147,6 +149,17 @@ impl SessionKey {
     #[cfg(feature = "flask")]
     pub(crate) fn id(&self) -> Option<SessionId> {
         self.origin.0
+    }
+
+    fn of_digest(digest: &[u8]) -> Self {
+        let mut text = [0; Self::LEN];
+        // 32 bytes are exactly 43 characters without padding.
+        let _ = URL_SAFE_NO_PAD.encode(digest, text.as_mut_slice().as_out());
+        Self {
+            text,
+            #[cfg(feature = "flask")]
+            origin: Origin(None),
+        }
     }
 
     pub(crate) fn parse_bytes(text: &[u8]) -> Option<Self> {
@@ -249,6 +262,16 @@ mod tests {
             id.key().as_str(),
             "Zmh6rfhivXdsj8GLjp-OIAiXFIVu4jOzkCpZHQ1fKSU"
         );
+    }
+
+    #[test]
+    fn no_id_has_the_key_of_a_users_list() {
+        // printf 'session-layer: sessions of the user\0ada' | sha256sum, as base64url
+        assert_eq!(
+            SessionKey::of_user("ada").as_str(),
+            "cxB_b2lTpJAc8F6SOVuQGykQocCydE1vngaDDN2ESLY"
+        );
+        assert!(b"session-layer: sessions of the user\0".len() > SessionId::LEN);
     }
 
     #[test]

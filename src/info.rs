@@ -22,7 +22,7 @@ use crate::store::Record;
 ///         for key in page.keys() {
 ///             let record = store.load(key).await?;
 ///             let info = record.as_ref().and_then(SessionInfo::of);
-///             live += usize::from(info.is_some_and(|info| !info.is_ended()));
+///             live += usize::from(info.is_some_and(|info| !info.is_ended() && !info.is_user_index()));
 ///         }
 ///         from = page.into_next();
 ///         if from.is_none() {
@@ -37,7 +37,16 @@ use crate::store::Record;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionInfo {
-    head: Head,
+    kind: Kind,
+    created: Option<u64>,
+    permanent: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Live,
+    Ended,
+    UserIndex,
 }
 
 impl SessionInfo {
@@ -46,35 +55,47 @@ impl SessionInfo {
     #[must_use]
     pub fn of(record: &Record) -> Option<Self> {
         let (head, _) = Payload::parse(record.payload().clone(), &WIDEST).ok()?;
-        Some(Self { head })
+        let nothing = |kind| Self {
+            kind,
+            created: None,
+            permanent: None,
+        };
+        Some(match head {
+            Head::Live(meta) => Self {
+                kind: Kind::Live,
+                created: meta.created,
+                permanent: meta.permanent,
+            },
+            Head::Ended { .. } => nothing(Kind::Ended),
+            Head::Index => nothing(Kind::UserIndex),
+        })
     }
 
     /// Whether this is what remains of a session that was ended or rotated: a tombstone.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        matches!(self.head, Head::Ended { .. })
+        self.kind == Kind::Ended
     }
 
-    /// When the session began, or was last rotated. `None` for one that has ended, and where another
-    /// program has written the record.
+    /// Whether this is no session, but the list of the sessions that a user has
+    /// [logged in](crate::Session::login) to.
+    #[must_use]
+    pub fn is_user_index(&self) -> bool {
+        self.kind == Kind::UserIndex
+    }
+
+    /// When the session began, or was last rotated. `None` for what is no live session, and where
+    /// another program has written the record.
     #[must_use]
     pub fn created_at(&self) -> Option<SystemTime> {
-        match self.head {
-            Head::Live(meta) => {
-                SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(meta.created?))
-            }
-            Head::Ended { .. } => None,
-        }
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(self.created?))
     }
 
     /// What [`set_permanent`](crate::Session::set_permanent) has set for this session. `None`: as the
     /// layer is configured.
     #[must_use]
     pub fn permanent(&self) -> Option<bool> {
-        match self.head {
-            Head::Live(meta) => meta.permanent,
-            Head::Ended { .. } => None,
-        }
+        self.permanent
     }
 }
 
@@ -83,7 +104,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::payload::{Format, Meta, tombstone};
+    use crate::payload::{Format, Meta, index_map, tombstone};
     use crate::store::Revision;
 
     fn of(payload: impl Into<Bytes>) -> Option<SessionInfo> {
@@ -113,6 +134,15 @@ mod tests {
         for format in [Format::Json, Format::MessagePack] {
             let info = of(tombstone(format, None)).unwrap();
             assert!(info.is_ended());
+            assert_eq!((info.created_at(), info.permanent()), (None, None));
+        }
+    }
+
+    #[test]
+    fn the_list_of_a_users_sessions_is_neither_a_live_session_nor_an_ended_one() {
+        for format in [Format::Json, Format::MessagePack] {
+            let info = of(index_map(format, [].into_iter())).unwrap();
+            assert!(info.is_user_index() && !info.is_ended());
             assert_eq!((info.created_at(), info.permanent()), (None, None));
         }
     }

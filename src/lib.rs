@@ -29,6 +29,7 @@
 //! | --- | --- |
 //! | read and change a session | [`Session`] |
 //! | load it only when needed, or without axum | [`LazySession`] |
+//! | log users in and out, on one device or on all | [`Session::login`], [`Sessions::end_all_of`] |
 //! | reach a session without its request | [`Sessions`] |
 //! | set lifetimes, the cookie, limits | [`SessionConfig`] |
 //! | read all of it from the environment or a file | [`SessionSettings`] |
@@ -50,8 +51,8 @@
 //!
 //! # Scope
 //!
-//! Sessions: the cookie, its signature, the data, its lifetime. Not users, passwords or permissions,
-//! and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
+//! Sessions: the cookie, its signature, the data, its lifetime, and whose they are. Not accounts,
+//! passwords or permissions, and not forged requests from other sites: `SameSite` helps against those, a CSRF layer does more.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     all(feature = "flask", not(any(feature = "memcached", feature = "redis"))),
@@ -90,6 +91,7 @@ mod shared;
 mod signing;
 mod state;
 pub mod store;
+mod user;
 
 // The public interface is:
 pub use crate::config::{SameSite, ServerErrors, SessionConfig};
@@ -106,6 +108,7 @@ pub use crate::sessions::Sessions;
 pub use crate::settings::SessionSettings;
 pub use crate::signing::SigningKeys;
 pub use crate::store::{AnyStore, SessionStore};
+pub use crate::user::UserSession;
 
 /// The examples of the guide for those who come from other crates.
 #[cfg(all(doctest, feature = "axum", feature = "memory"))]
@@ -128,6 +131,11 @@ struct Configuration;
 ))]
 #[doc = include_str!("../docs/stores.md")]
 struct Stores;
+
+/// The examples of the guide to users.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/users.md")]
+struct Users;
 
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]

@@ -62,7 +62,11 @@ impl Session {
         Self(inner)
     }
 
-    fn loaded(&self) -> &Loaded {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+
+    pub(crate) fn loaded(&self) -> &Loaded {
         match self.0.loaded() {
             Some(Ok(loaded)) => loaded,
             // Every caller of `new` has awaited `load`, and what is loaded stays.
@@ -221,16 +225,19 @@ impl Session {
     /// Removes all data and keeps the session.
     ///
     /// Concurrent requests that saw the data before lose their changes: what was meant for one user's
-    /// data never lands in another's. To end a session, use [`flush`](Self::flush).
+    /// data never lands in another's. The session is nobody's afterwards, even if somebody had
+    /// [logged in](Self::login). To end a session, use [`flush`](Self::flush).
     pub fn clear(&self) {
         self.loaded().state().clear();
     }
 
     /// Gives the session a new id, with the same data; the old id is dead once the response leaves.
     ///
-    /// Call it whenever the user's rights change, at login above all: an id that someone has planted
-    /// before then leads nowhere. Resets the absolute timeout. On a session that has never been
-    /// stored there is nothing to change, and the id is new anyway. Two round trips.
+    /// Call it whenever the user's rights change: an id that someone has planted before then leads
+    /// nowhere. ([`login`](Self::login) does it by itself.) Resets the absolute timeout; whose session
+    /// it is, and when they logged in, stays. On a session that has never been stored there is nothing
+    /// to change, and the id is new anyway. Two round trips; four, and up to two more at once, for a
+    /// session that somebody has logged in to.
     pub fn cycle_id(&self) {
         self.loaded().state().cycle_id();
     }

@@ -9,8 +9,8 @@ use crate::session::Session;
 use crate::shared::Shared;
 use crate::store::AnyStore;
 
-/// A layer's sessions by their keys: for WebSocket tasks, back-channel logout, and pages that show
-/// users their sessions. From [`SessionLayer::sessions`](crate::SessionLayer::sessions).
+/// A layer's sessions by their keys, or by their users: for WebSocket tasks, back-channel logout, and
+/// pages that show users their sessions. From [`SessionLayer::sessions`](crate::SessionLayer::sessions).
 ///
 /// # Examples
 ///
@@ -26,7 +26,7 @@ use crate::store::AnyStore;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Sessions {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Sessions {

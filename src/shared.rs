@@ -149,6 +149,8 @@ impl Shared {
                     now,
                 })
             }
+            // A user's list is no session, whoever comes with its key.
+            Ok((Head::Index, _)) => Found::Ended { successor: None },
             Ok((Head::Ended { successor }, _)) => {
                 tracing::debug!(session.key = %key, "session has ended");
                 Found::Ended { successor }

@@ -145,7 +145,17 @@ impl SigningKeys {
     /// When the file cannot be read or made, when it is open to others, or when it holds a key of fewer
     /// than 32 bytes, or none.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
+        Self::from_file(path.as_ref(), 0o077)
+    }
+
+    /// As [`load_or_create`](Self::load_or_create), but others may read the file, as they may where a
+    /// secret is mounted into a container.
+    pub(crate) fn load_mounted_or_create(path: &Path) -> Result<Self, ConfigError> {
+        Self::from_file(path, 0o022)
+    }
+
+    /// `refused`: the permissions that the file must not give.
+    fn from_file(path: &Path, refused: u32) -> Result<Self, ConfigError> {
         let failed =
             |error: io::Error| ConfigError::new(format!("key file {}: {error}", path.display()));
         let mut file = match File::open(path) {
@@ -157,7 +167,7 @@ impl SigningKeys {
         }
         .map_err(failed)?;
         // Of the file that was opened: the path may name another one by now.
-        if is_open_to_others(&file.metadata().map_err(failed)?) {
+        if gives(&file.metadata().map_err(failed)?, refused) {
             let path = path.display();
             return Err(ConfigError::new(format!(
                 "key file {path} is open to other users: chmod 600 {path}"
@@ -182,13 +192,13 @@ impl SigningKeys {
 }
 
 #[cfg(unix)]
-fn is_open_to_others(meta: &fs::Metadata) -> bool {
+fn gives(meta: &fs::Metadata, permissions: u32) -> bool {
     // Reading a directory fails by itself, for the better reason.
-    !meta.is_dir() && std::os::unix::fs::MetadataExt::mode(meta) & 0o077 != 0
+    !meta.is_dir() && std::os::unix::fs::MetadataExt::mode(meta) & permissions != 0
 }
 
 #[cfg(not(unix))]
-fn is_open_to_others(_: &fs::Metadata) -> bool {
+fn gives(_: &fs::Metadata, _: u32) -> bool {
     false
 }
 
@@ -301,6 +311,15 @@ impl Signer {
             return id.key_with_id();
         }
         id.key()
+    }
+
+    /// Whether sessions are shared with Flask, whose records have no place for what is ours.
+    pub(crate) fn is_of_flask(&self) -> bool {
+        #[cfg(feature = "flask")]
+        if matches!(self.flask, Flask::Spoken(_)) {
+            return true;
+        }
+        false
     }
 
     /// The cookie value for `id` where Flask is to read it.
@@ -548,6 +567,11 @@ mod tests {
         }
         for mode in [0o600, 0o400, 0o700] {
             assert!(load_with(mode).is_ok(), "{mode:o}");
+        }
+        for (mode, taken) in [(0o444, true), (0o640, true), (0o620, false), (0o646, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let mounted = SigningKeys::load_mounted_or_create(&path);
+            assert_eq!(mounted.is_ok(), taken, "{mode:o}");
         }
         let folder = SigningKeys::load_or_create(folder.path()).unwrap_err();
         assert!(!folder.to_string().contains("chmod"), "{folder}");

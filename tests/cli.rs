@@ -3,13 +3,13 @@
 mod support;
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::routing::get;
 use session_layer::store::{
     CreateOutcome, NewRecord, Record, Revision, ScanStore, SessionKey, SessionStore,
@@ -309,7 +309,7 @@ async fn a_cleanup_that_repeats_itself_ends_well_at_a_signal() {
 }
 
 /// How many rows a database has, expired or not.
-fn rows(path: &Path) -> impl Fn() -> i64 + use<> {
+fn rows(path: &std::path::Path) -> impl Fn() -> i64 + use<> {
     let db = rusqlite::Connection::open(path).unwrap();
     db.busy_timeout(Duration::from_secs(10)).unwrap();
     move || {
@@ -454,6 +454,78 @@ async fn a_revoked_session_stays_dead_whatever_a_slow_request_writes() {
 }
 
 #[tokio::test]
+async fn all_of_a_users_sessions_are_revoked_by_name_also_in_a_copy() {
+    async fn login(session: Session, Path(user): Path<String>) -> Result<(), SessionError> {
+        session.login(&user)
+    }
+    async fn user(session: Session) -> String {
+        session.user().as_deref().unwrap_or("nobody").to_owned()
+    }
+    let place = Place::new();
+    let (url, copy) = (place.sqlite("sessions.db"), place.files("copy"));
+    let app = async |url: &str| {
+        let layer = SessionLayer::new(open(url).await, support::keys());
+        let router = Router::new()
+            .route("/login/{user}", get(login))
+            .route("/user", get(user));
+        (layer.sessions(), router.layer(layer))
+    };
+    let (_, router) = app(&url).await;
+    let mut browsers = Vec::new();
+    for user in ["ada", "bob", "ada"] {
+        let mut browser = Browser::default();
+        browser.get(&router, &format!("/login/{user}")).await;
+        browsers.push(browser);
+    }
+    let answer = run(&["stats", &url]).with_status(0);
+    assert_eq!((answer.number("live"), answer.number("ended")), (3, 0));
+    assert_eq!(
+        (answer.number("unreadable"), answer.number("indexes")),
+        (0, 2)
+    );
+    let list = run(&["list", &url]).with_status(0).out;
+    let indexes = list.lines().filter(|line| line.contains("  index  "));
+    let index = indexes.map(|line| &line[..43]).next().unwrap();
+    let answer = run(&["revoke", &url, index]).with_status(0);
+    assert_eq!(
+        answer.out,
+        format!("{index}: no session, but a user's index\n")
+    );
+
+    run(&["copy", &url, &copy]).with_status(0);
+    let (sessions, there) = app(&copy).await;
+    assert_eq!(sessions.of_user("ada").await.unwrap().len(), 2);
+
+    let answer = run(&["revoke", &url, "--user", "ada"]).with_status(0);
+    assert_eq!(answer.out, "ended 2 sessions\n");
+    for (router, expected) in [
+        (&router, ["nobody", "bob", "nobody"]),
+        (&there, ["ada", "bob", "ada"]),
+    ] {
+        for (browser, expected) in browsers.iter_mut().zip(expected) {
+            assert_eq!(browser.get(router, "/user").await.body, expected);
+        }
+    }
+    let answer = run(&["revoke", "--user", "bob", &copy]).with_status(0);
+    assert_eq!(answer.out, "ended 1 session\n");
+    assert_eq!(
+        run(&["revoke", &copy, "--user", "bob"]).with_status(0).out,
+        "ended 0 sessions\n"
+    );
+    for misuse in [
+        &["--user", "ada", "--all", "--yes"][..],
+        &["--user", "ada", index],
+        &["--user", ""],
+    ] {
+        run(&[&["revoke", &*url], misuse].concat()).with_status(2);
+    }
+    // Lists stay when all sessions end.
+    let answer = run(&["revoke", &copy, "--all", "--yes"]).with_status(0);
+    assert_eq!(answer.out, "ended 2 sessions\n");
+    assert_eq!(run(&["stats", &copy]).with_status(0).number("indexes"), 2);
+}
+
+#[tokio::test]
 async fn a_copy_keeps_records_lifetimes_and_endings_and_the_source_as_it_was() {
     let place = Place::new();
     let (from, to) = (place.files("from"), place.sqlite("to.db"));
@@ -497,7 +569,7 @@ async fn a_copy_keeps_records_lifetimes_and_endings_and_the_source_as_it_was() {
 }
 
 /// Every file of a folder, with its content and time of change.
-fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
+fn snapshot(dir: &std::path::Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
     let mut files: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap())

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use session_layer::{Session, StoreErrorKind};
-use support::{Browser, Fault, Verb, app};
+use session_layer::{Session, SessionConfig, StoreErrorKind};
+use support::{Browser, Fault, Verb, app, app_with};
 
 fn routes() -> Router {
     Router::new()
@@ -34,6 +34,10 @@ fn routes() -> Router {
                     .update("visits", |n: Option<u32>| n.unwrap_or(0) + 1)
                     .map(drop)
             }),
+        )
+        .route(
+            "/login-by-name",
+            get(|session: Session| async move { session.login("ada-the-secret-name") }),
         )
         .route(
             "/logout",
@@ -104,6 +108,25 @@ async fn the_log_tells_what_happened_but_no_secret() {
     Browser::with_cookie(format!("1{}", "A".repeat(96)))
         .get(&app.router, "/who")
         .await;
+    let config = SessionConfig::default().with_sessions_per_user(1);
+    let limited = app_with(routes(), config);
+    for _ in 0..2 {
+        let mut browser = Browser::default();
+        browser.get(&limited.router, "/login-by-name").await;
+        secrets.push(browser.cookie());
+    }
+    let sessions = limited.layer.sessions();
+    let listed = sessions.of_user("ada-the-secret-name").await.unwrap();
+    tracing::info!("{listed:?}");
+    let kind = StoreErrorKind::Unavailable;
+    limited.store.fault(Verb::Update, Fault::Fail(kind));
+    let ended = sessions.end_all_of("ada-the-secret-name").await;
+    tracing::info!("{ended:?}");
+    sessions.end_all_of("ada-the-secret-name").await.unwrap();
+    for entry in limited.store.records().values_mut() {
+        entry.payload = b"garbage".to_vec();
+    }
+    sessions.of_user("ada-the-secret-name").await.unwrap();
     tracing::info!(
         "{:?} {:?} {:?}",
         app.layer,
@@ -120,6 +143,9 @@ async fn the_log_tells_what_happened_but_no_secret() {
         "session touched",
         "session rotated",
         "session ended",
+        "session listed",
+        "session ended: its user has too many",
+        "unreadable list of a user's sessions ignored",
         "reason=\"malformed\"",
         "reason=\"signature does not verify\"",
         "session not loaded",

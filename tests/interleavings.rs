@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -22,7 +23,8 @@ use session_layer::store::{
     CreateOutcome, NewRecord, Record, SessionStore, StoreLimits, TouchOutcome, UpdateOutcome,
 };
 use session_layer::{
-    Revision, Session, SessionConfig, SessionKey, SessionLayer, StoreError, StoreErrorKind,
+    Revision, Session, SessionConfig, SessionKey, SessionLayer, Sessions, StoreError,
+    StoreErrorKind,
 };
 use support::{Answer, Browser, is_tombstone, send};
 
@@ -36,9 +38,10 @@ enum Op {
     Rotate,
     Flush,
     Touch,
+    Login,
 }
 
-const OPS: [Op; 7] = [
+const OPS: [Op; 8] = [
     Op::Read,
     Op::Change,
     Op::Update,
@@ -46,6 +49,7 @@ const OPS: [Op; 7] = [
     Op::Rotate,
     Op::Flush,
     Op::Touch,
+    Op::Login,
 ];
 
 impl Op {
@@ -57,6 +61,7 @@ impl Op {
             Self::Clear => "/clear",
             Self::Rotate => "/rotate",
             Self::Flush => "/flush",
+            Self::Login => "/login",
         }
     }
 }
@@ -146,9 +151,19 @@ impl SessionStore for Model {
         new: &NewRecord<'_>,
     ) -> Result<CreateOutcome, StoreError> {
         let (key, entry) = (*key, (new.revision(), new.payload().to_vec(), new.ttl()));
-        self.call(move |records| {
-            assert!(records.insert(key, entry).is_none(), "ids do not repeat");
-            CreateOutcome::Created(0)
+        self.call(move |records| match records.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(entry);
+                CreateOutcome::Created(0)
+            }
+            Entry::Occupied(there) => {
+                let payload = &there.get().1;
+                assert!(
+                    payload.windows(5).any(|word| word == b"index"),
+                    "ids do not repeat"
+                );
+                CreateOutcome::Taken
+            }
         })
         .await
     }
@@ -239,17 +254,30 @@ fn routes() -> Router {
             get(|session: Session| async move { session.flush() }),
         )
         .route(
+            "/login",
+            get(|session: Session| async move { session.login("ada") }),
+        )
+        .route(
             "/show",
             get(|session: Option<Session>| async move {
                 session.map_or("none".to_owned(), |session| {
                     let n = session.get::<u64>("n").unwrap();
                     format!(
-                        "n {n:?}, {} changes",
-                        session.len() - usize::from(n.is_some())
+                        "n {n:?}, {} changes{}",
+                        session.len() - usize::from(n.is_some()),
+                        if session.user().is_some() {
+                            ", of ada"
+                        } else {
+                            ""
+                        },
                     )
                 })
             }),
         )
+}
+
+fn routed(layer: SessionLayer) -> Router {
+    routes().layer(layer).with_state(())
 }
 
 /// Whether requests are handled by one process or each by its own.
@@ -267,6 +295,8 @@ struct End {
     original: String,
     handed_out: Vec<String>,
     live: usize,
+    /// How many sessions of ada's the cookies lead to, and how many of those are listed.
+    of_ada: (usize, usize),
 }
 
 /// How a run ended, and the choices made on the way: which of how many.
@@ -281,6 +311,7 @@ struct World {
     store: Model,
     browser: Browser,
     routers: HashMap<bool, Router>,
+    sessions: Option<Sessions>,
     processes: Processes,
 }
 
@@ -291,11 +322,13 @@ impl World {
             store,
             browser: Browser::default(),
             routers: HashMap::new(),
+            sessions: None,
             processes,
         };
         for renewing in [false, true] {
-            let router = world.process(renewing);
-            world.routers.insert(renewing, router);
+            let layer = world.layer(renewing);
+            world.sessions = Some(layer.sessions());
+            world.routers.insert(renewing, routed(layer));
         }
         let mut browser = Browser::default();
         world.now(&mut browser, "/update");
@@ -303,18 +336,18 @@ impl World {
         world
     }
 
-    /// An application of its own. A renewing one touches at every request, and sends the cookie again.
-    fn process(&self, renewing: bool) -> Router {
+    /// That of an application of its own. A renewing one touches at every request, and sends the cookie
+    /// again.
+    fn layer(&self, renewing: bool) -> SessionLayer {
         let share = if renewing { 0.0 } else { 0.9 };
         let config = SessionConfig::default().with_refresh_share(share);
-        let layer = SessionLayer::with_config(self.store.clone(), support::keys(), config).unwrap();
-        routes().layer(layer).with_state(())
+        SessionLayer::with_config(self.store.clone(), support::keys(), config).unwrap()
     }
 
     fn router(&self, op: Op) -> Router {
         match self.processes {
             Processes::One => self.routers[&(op == Op::Touch)].clone(),
-            Processes::Many => self.process(op == Op::Touch),
+            Processes::Many => routed(self.layer(op == Op::Touch)),
         }
     }
 
@@ -352,11 +385,21 @@ impl World {
             })
             .collect();
         handed_out.sort();
+        let original = show(self.browser.clone());
+        let shown = handed_out.iter().chain([&original]);
+        let of_ada = shown.filter(|shown| shown.ends_with("of ada")).count();
+        let sessions = self.sessions.as_ref().unwrap();
+        let mut listed = Box::pin(sessions.of_user("ada"));
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(listed) = listed.as_mut().poll(&mut cx) else {
+            panic!("a store that answers at once keeps nobody waiting");
+        };
         End {
             answers,
-            original: show(self.browser.clone()),
+            original,
             handed_out,
             live: self.store.live().len(),
+            of_ada: (of_ada, listed.unwrap().len()),
         }
     }
 }
@@ -480,11 +523,18 @@ fn with_timers<T>(test: impl FnOnce() -> T) -> T {
 }
 
 /// What the requests may come down to. A rotation that saw the data before a concurrent `clear` is
-/// dropped, like every other edit of that generation; it then has only read.
+/// dropped, like every other edit of that generation; it then has only read. So is a login that saw the
+/// session before another request ended or rotated it; one that came later begins a new session.
 fn as_allowed(ops: &[Op]) -> Vec<Vec<Op>> {
     let mut all = vec![ops.to_vec()];
-    if ops.contains(&Op::Clear) {
-        for at in (0..ops.len()).filter(|at| ops[*at] == Op::Rotate) {
+    let ends = |at: usize, op: &Op| match ops[at] {
+        Op::Rotate => *op == Op::Clear,
+        Op::Login => matches!(op, Op::Clear | Op::Rotate | Op::Flush | Op::Login),
+        _ => false,
+    };
+    for at in 0..ops.len() {
+        let mut others = ops.iter().enumerate().filter(|(other, _)| *other != at);
+        if others.any(|(_, op)| ends(at, op)) {
             for mut dropped in all.clone() {
                 dropped[at] = Op::Read;
                 all.push(dropped);
@@ -504,11 +554,13 @@ fn allowed(ops: &[Op], processes: Processes) -> BTreeSet<End> {
                 .map(|order| serial(ops, &order, processes))
         })
         .collect();
+    let logins = ops.iter().filter(|op| **op == Op::Login).count();
     for end in &allowed {
         assert!(
-            end.live <= usize::from(!ops.contains(&Op::Flush)),
+            end.live <= usize::from(!ops.contains(&Op::Flush)) + logins,
             "{ops:?}"
         );
+        assert_eq!(end.of_ada.0, end.of_ada.1, "{ops:?}");
     }
     allowed
 }
@@ -549,8 +601,8 @@ fn two_requests_end_as_if_one_had_come_after_the_other() {
     });
 }
 
-/// The orders of three requests are too many for a test: 40 of each three kinds, evenly drawn, the
-/// same at every run.
+/// The orders of three requests are too many for a test: 40 of each three kinds (of logins, which call
+/// more often, 12), evenly drawn, the same at every run.
 #[test]
 fn three_requests_end_as_if_they_had_come_one_after_the_other() {
     let mut draw = {
@@ -569,7 +621,8 @@ fn three_requests_end_as_if_they_had_come_one_after_the_other() {
                     for third in &OPS[then..] {
                         let ops = [*first, *second, *third];
                         let allowed = allowed(&ops, processes);
-                        for _ in 0..40 {
+                        let draws = if ops.contains(&Op::Login) { 12 } else { 40 };
+                        for _ in 0..draws {
                             let schedule: Vec<_> = (0..40).map(|_| draw(3)).collect();
                             check(
                                 &ops,
@@ -587,12 +640,13 @@ fn three_requests_end_as_if_they_had_come_one_after_the_other() {
 
 #[test]
 fn with_one_failing_call_nothing_counts_twice_and_no_logout_is_undone() {
-    let ops = [Op::Update, Op::Rotate, Op::Flush];
+    let ops = [Op::Update, Op::Rotate, Op::Flush, Op::Login];
     with_timers(|| {
         let mut failed = 0;
         for (first, second) in ops
             .iter()
-            .flat_map(|first| ops.iter().map(move |second| (*first, *second)))
+            .enumerate()
+            .flat_map(|(at, first)| ops[at..].iter().map(move |second| (*first, *second)))
         {
             let mut schedule = Vec::new();
             loop {
@@ -638,14 +692,19 @@ fn check_failed_run(ops: [Op; 2], end: &End, what: &str) {
     for (status, _) in &end.answers {
         assert!([200, 503].contains(status), "{what}: {end:?}");
     }
+    // Whatever fails: whoever can be logged in with a cookie is listed.
+    assert!(end.of_ada.0 <= end.of_ada.1, "{what}: {end:?}");
     if answered(Op::Flush, 200) > 0 {
         assert_eq!(end.original, "none", "{what}: {end:?}");
+        // A login that came after the end is a session without what was in the old one.
         assert!(
-            end.handed_out.iter().all(|shown| shown == "none"),
+            end.handed_out
+                .iter()
+                .all(|shown| shown == "none" || shown == "n None, 0 changes, of ada"),
             "{what}: {end:?}"
         );
     }
-    if !ops.contains(&Op::Flush) {
+    if !ops.contains(&Op::Flush) && !ops.contains(&Op::Login) {
         let shown = end
             .handed_out
             .iter()

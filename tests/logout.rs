@@ -6,92 +6,18 @@
 
 #[path = "support/backends.rs"]
 mod backends;
+#[path = "support/gates.rs"]
+mod gates;
 mod support;
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
 use backends::ALL;
-use session_layer::store::{
-    CreateOutcome, NewRecord, Record, SessionStore, StoreLimits, TouchOutcome, UpdateOutcome,
-};
-use session_layer::{AnyStore, Session, SessionConfig, SessionKey, SessionLayer, StoreError};
-use support::{Answer, Browser, send};
-use tokio::sync::{mpsc, oneshot};
-
-/// What a request has come to.
-enum Event {
-    /// It wants to call the store, and waits for leave.
-    Calls(usize, oneshot::Sender<()>),
-    Done(usize, Answer),
-}
-
-/// A store that asks for leave before each call.
-#[derive(Debug, Clone)]
-struct Gated {
-    store: AnyStore,
-    request: usize,
-    events: mpsc::UnboundedSender<Event>,
-}
-
-impl Gated {
-    async fn leave(&self) {
-        let (leave, granted) = oneshot::channel();
-        let _ = self.events.send(Event::Calls(self.request, leave));
-        let _ = granted.await;
-    }
-}
-
-impl SessionStore for Gated {
-    async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        self.leave().await;
-        self.store.load(key).await
-    }
-
-    async fn create(
-        &self,
-        key: &SessionKey,
-        new: &NewRecord<'_>,
-    ) -> Result<CreateOutcome, StoreError> {
-        self.leave().await;
-        self.store.create(key, new).await
-    }
-
-    async fn update(
-        &self,
-        key: &SessionKey,
-        seen: &Record,
-        new: &NewRecord<'_>,
-    ) -> Result<UpdateOutcome, StoreError> {
-        self.leave().await;
-        self.store.update(key, seen, new).await
-    }
-
-    async fn touch(
-        &self,
-        key: &SessionKey,
-        seen: &Record,
-        ttl: Duration,
-    ) -> Result<TouchOutcome, StoreError> {
-        self.leave().await;
-        self.store.touch(key, seen, ttl).await
-    }
-
-    async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
-        self.leave().await;
-        self.store.delete(key).await
-    }
-
-    async fn delete_expired(&self, limit: NonZeroUsize) -> Result<u64, StoreError> {
-        self.store.delete_expired(limit).await
-    }
-
-    fn limits(&self) -> StoreLimits {
-        self.store.limits()
-    }
-}
+use gates::{in_order, next_schedule};
+use session_layer::{AnyStore, Session, SessionConfig, SessionLayer, SessionStore};
+use support::Browser;
 
 fn router(store: impl SessionStore) -> Router {
     // Every request is due for a touch, and for its cookie to be sent again.
@@ -132,59 +58,6 @@ fn router(store: impl SessionStore) -> Router {
         .with_state(())
 }
 
-/// Sends the requests at once, in the order of calls that `schedule` says. Answers them, with the
-/// choices there were.
-async fn in_order(
-    store: &AnyStore,
-    browser: &Browser,
-    paths: &[&'static str],
-    schedule: &[usize],
-) -> (Vec<Answer>, Vec<(usize, usize)>) {
-    let (sender, mut events) = mpsc::unbounded_channel();
-    for (request, path) in paths.iter().enumerate() {
-        let gated = Gated {
-            store: store.clone(),
-            request,
-            events: sender.clone(),
-        };
-        let (answer, done) = (send(&router(gated), browser.request(path)), sender.clone());
-        tokio::spawn(async move { drop(done.send(Event::Done(request, answer.await))) });
-    }
-    let mut answers: Vec<_> = paths.iter().map(|_| None).collect();
-    let mut waiting: Vec<_> = paths.iter().map(|_| None).collect();
-    let mut choices = Vec::new();
-    let mut running = paths.len();
-    loop {
-        while running > 0 {
-            match events.recv().await.unwrap() {
-                Event::Calls(request, leave) => waiting[request] = Some(leave),
-                Event::Done(request, answer) => answers[request] = Some(answer),
-            }
-            running -= 1;
-        }
-        let ready: Vec<_> = (0..paths.len())
-            .filter(|at| waiting[*at].is_some())
-            .collect();
-        if ready.is_empty() {
-            break;
-        }
-        let choice = schedule.get(choices.len()).copied().unwrap_or(0);
-        choices.push((choice, ready.len()));
-        waiting[ready[choice]].take().unwrap().send(()).unwrap();
-        running = 1;
-    }
-    (answers.into_iter().map(Option::unwrap).collect(), choices)
-}
-
-fn next_schedule(choices: &[(usize, usize)]) -> Option<Vec<usize>> {
-    let last = choices
-        .iter()
-        .rposition(|(choice, options)| choice + 1 < *options)?;
-    let mut schedule: Vec<_> = choices[..last].iter().map(|(choice, _)| *choice).collect();
-    schedule.push(choices[last].0 + 1);
-    Some(schedule)
-}
-
 /// Whether any of these cookies leads to a session.
 async fn leads_somewhere(store: &AnyStore, cookies: &[String]) -> bool {
     let router = router(store.clone());
@@ -211,8 +84,13 @@ async fn logout_against(other: &'static str) {
             let mut browser = Browser::default();
             browser.get(&router(place.store.clone()), "/write").await;
             let mut cookies = vec![browser.cookie()];
-            let (answers, choices) =
-                in_order(&place.store, &browser, &["/logout", other], &at).await;
+            let (answers, choices) = in_order(
+                &place.store,
+                router,
+                &[(&browser, "/logout"), (&browser, other)],
+                &at,
+            )
+            .await;
             assert!(
                 answers[0].removes_cookie(),
                 "{backend:?} {at:?}: {answers:?}"

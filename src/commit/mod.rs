@@ -5,6 +5,7 @@
 
 mod attempt;
 mod rotation;
+pub(crate) mod users;
 
 use std::time::Duration;
 
@@ -81,7 +82,10 @@ impl<'a> Commit<'a> {
         }
         let result = match (work.plan.store, work.stored.clone()) {
             (StoreAction::Nothing, _) => Ok(Outcome::Nothing),
-            (StoreAction::Create, _) => self.create(work).await,
+            (StoreAction::Create, _) => match work.owner() {
+                Some(owner) => return Box::pin(self.create_of_user(work, &owner)).await,
+                None => self.create(work).await,
+            },
             (StoreAction::Update, Some(stored)) => self.update(work, stored, conflict).await,
             (StoreAction::Touch, Some(stored)) => Box::pin(self.touch(work, stored)).await,
             (StoreAction::Rotate, Some(stored)) => {
@@ -317,11 +321,7 @@ impl<'a> Commit<'a> {
         successor: Option<&SessionKey>,
         revision: Revision,
     ) -> Result<UpdateOutcome, SessionError> {
-        let format = match seen.payload().first() {
-            Some(b'{') => Format::Json,
-            _ => Format::MessagePack,
-        };
-        let payload = tombstone(format, successor);
+        let payload = tombstone(format_of(seen), successor);
         let new = NewRecord::new(revision, &payload, TOMBSTONE_TTL).with_ending(true);
         self.call(key, self.shared.store.as_dyn().update(key, seen, &new))
             .await
@@ -390,6 +390,13 @@ impl<'a> Commit<'a> {
             return Err(out_of_time());
         }
         Ok(left)
+    }
+}
+
+fn format_of(record: &Record) -> Format {
+    match record.payload().first() {
+        Some(b'{') => Format::Json,
+        _ => Format::MessagePack,
     }
 }
 

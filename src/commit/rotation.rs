@@ -28,18 +28,34 @@ impl Commit<'_> {
             Ok(created) => created,
             Err(error) => return (Outcome::Failed, Err(error)),
         };
+        let owner = work.owner();
+        let mut excess = Vec::new();
+        if let Some(owner) = &owner {
+            match Box::pin(self.enlist(owner, &new.key, Some(&old.key))).await {
+                Ok(found) => excess = found,
+                Err(error) => {
+                    self.discard(&new.key).await;
+                    return (Outcome::Failed, Err(error));
+                }
+            }
+        }
         let mut replayed = false;
         let result = self.bury_for(work, &mut old, &mut new, &mut replayed).await;
         new.id = Some(id);
         match result {
             Ok(Buried::Yes) => {
                 tracing::debug!(session.key = %old.key, session.new_key = %new.key, "session rotated");
+                let kept = [new.key, old.key];
+                let result = match &owner {
+                    Some(owner) => Box::pin(self.end_excess(owner, excess, &kept)).await,
+                    None => Ok(()),
+                };
                 (
                     Outcome::Stored {
                         stored: new,
                         replayed,
                     },
-                    Ok(()),
+                    result,
                 )
             }
             Ok(Buried::TooLate) => {
@@ -121,12 +137,15 @@ impl Commit<'_> {
             }
             old.record = record;
             work.stored = Some(old.clone());
-            self.refresh(work, new).await.map_err(certain)?;
+            if !self.refresh(work, new).await.map_err(certain)? {
+                return Ok(Buried::TooLate);
+            }
         }
     }
 
-    /// Writes the edits, replayed, over the new record of a rotation, which nobody else knows.
-    async fn refresh(&self, work: &mut Work, new: &mut Stored) -> Result<(), SessionError> {
+    /// Writes the edits, replayed, over the new record of a rotation, whose id nobody knows. Answers
+    /// whether it is still there: whoever ends all sessions of its user ends it too.
+    async fn refresh(&self, work: &mut Work, new: &mut Stored) -> Result<bool, SessionError> {
         let (_, payload) = work.payload();
         let ttl = self.new_ttl(work);
         let record = NewRecord::new(Revision::generate(), payload, ttl);
@@ -144,18 +163,22 @@ impl Commit<'_> {
                 let written = Record::new(record.revision(), payload.clone(), ttl);
                 new.record = written.with_token(token);
                 new.as_of = self.shared.now();
-                Ok(())
+                Ok(true)
             }
-            UpdateOutcome::Conflict | UpdateOutcome::Gone => Err(SessionError::new(
-                SessionErrorKind::Store,
-                "a record that nobody else knows has changed",
-            )),
+            UpdateOutcome::Gone => Ok(false),
+            UpdateOutcome::Conflict => match self.read(&new.key).await? {
+                Found::Absent | Found::Ended { .. } => Ok(false),
+                Found::Live(_) => Err(SessionError::new(
+                    SessionErrorKind::Store,
+                    "a record whose id nobody knows has changed",
+                )),
+            },
         }
     }
 
     /// Removes the new record of a rotation that came to nothing. If that fails, it is never found
     /// and expires.
-    async fn discard(&self, key: &SessionKey) {
+    pub(super) async fn discard(&self, key: &SessionKey) {
         let limit = self.shared.policy.limit(Duration::MAX);
         if let Err(error) = within(limit, self.shared.store.as_dyn().delete(key)).await {
             tracing::warn!(session.key = %key, %error, "unused session record not deleted");

@@ -93,6 +93,7 @@ pub struct SessionConfig {
     store_timeout: Duration,
     #[serde(deserialize_with = "de::duration")]
     commit_timeout: Duration,
+    sessions_per_user: usize,
 }
 
 impl Default for SessionConfig {
@@ -116,6 +117,7 @@ impl Default for SessionConfig {
             server_errors: ServerErrors::Rollback,
             store_timeout: Duration::from_secs(2),
             commit_timeout: Duration::from_secs(2),
+            sessions_per_user: 100,
         }
     }
 }
@@ -310,6 +312,15 @@ impl SessionConfig {
         self.commit_timeout = timeout;
         self
     }
+
+    /// How many sessions a user can be logged in to at a time. Default: 100; at least 1, at most 1,000,
+    /// or fewer if the store takes small records only (128 bytes each). A
+    /// [`login`](crate::Session::login) beyond that ends those with the oldest logins.
+    #[must_use]
+    pub fn with_sessions_per_user(mut self, limit: usize) -> Self {
+        self.sessions_per_user = limit;
+        self
+    }
 }
 
 /// The settings that the request path asks for, once they are known to be sound.
@@ -326,6 +337,7 @@ pub(crate) struct Policy {
     /// Whether the store itself gives up in time.
     pub(crate) store_is_bounded: bool,
     pub(crate) commit_timeout: Duration,
+    pub(crate) sessions_per_user: usize,
 }
 
 impl Policy {

@@ -26,6 +26,8 @@ const MAX_NAME_AND_VALUE: usize = 4096;
 const MAX_ATTRIBUTE: usize = 1024;
 /// A record is indexed with 32-bit offsets; anything near that is no session any more.
 const MAX_PAYLOAD: usize = 256 << 20;
+/// A user's list of sessions is read and written whole.
+const MAX_PER_USER: usize = 1_000;
 /// The decoders' own limit on nesting lies above this.
 const MAX_DEPTH: usize = 100;
 
@@ -74,6 +76,8 @@ impl SessionConfig {
         at_least_one("max_payload", self.max_payload, MAX_PAYLOAD)?;
         at_least_one("max_keys", self.max_keys, MAX_PAYLOAD)?;
         at_least_one("max_depth", self.max_depth, MAX_DEPTH)?;
+        at_least_one("sessions_per_user", self.sessions_per_user, MAX_PER_USER)?;
+        let room = store.max_payload() / crate::user::ROOM;
         let policy = Policy {
             permanent: self.permanent,
             idle: self.idle_timeout,
@@ -89,6 +93,7 @@ impl SessionConfig {
             store_timeout: self.store_timeout,
             store_is_bounded: (store.timeout()).is_some_and(|limit| limit <= self.store_timeout),
             commit_timeout: self.commit_timeout,
+            sessions_per_user: self.sessions_per_user.min(room).max(1),
         };
         Ok((policy, cookie))
     }
@@ -357,6 +362,8 @@ mod tests {
             (config().with_max_payload(0), "max_payload"),
             (config().with_max_keys(0), "max_keys"),
             (config().with_max_depth(101), "max_depth"),
+            (config().with_sessions_per_user(0), "sessions_per_user"),
+            (config().with_sessions_per_user(1_001), "sessions_per_user"),
         ];
         for (config, advice) in cases {
             let error = check(config.clone()).expect_err(&format!("{config:?}"));
@@ -394,6 +401,9 @@ mod tests {
     fn a_smaller_store_lowers_the_payload_limit() {
         let (policy, _) = config().validate(StoreLimits::new(1000)).unwrap();
         assert_eq!(policy.limits.bytes, 1000);
+        assert_eq!(policy.sessions_per_user, 1000 / 128);
+        let (policy, _) = config().validate(StoreLimits::new(100)).unwrap();
+        assert_eq!(policy.sessions_per_user, 1);
     }
 
     #[test]

@@ -6,7 +6,6 @@
 mod json;
 mod meta;
 mod msgpack;
-#[cfg(feature = "flask")]
 mod plain;
 mod value;
 
@@ -16,7 +15,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::meta::{Head, META_KEY, Meta, tombstone};
+pub(crate) use self::meta::{Head, META_KEY, Meta, User, tombstone};
+pub(crate) use self::plain::index_map;
 #[cfg(feature = "flask")]
 pub(crate) use self::plain::plain_map;
 use self::value::Buffer;
@@ -331,6 +331,14 @@ pub(crate) fn key_len(format: Format, key: &str) -> usize {
 /// keys counted by [`key_len`].
 pub(crate) fn size_bound(count: usize, keys_and_values: usize) -> usize {
     meta::MAX_ENCODED + 8 + keys_and_values + count * 6
+}
+
+/// The most bytes that `user` adds to that.
+pub(crate) fn user_bound(format: Format, user: &str) -> usize {
+    match format {
+        Format::Json => json::key_len(user) + 10,
+        Format::MessagePack => msgpack::user_len(user),
+    }
 }
 
 /// Encodes one value, refusing what the format cannot give back.

@@ -5,7 +5,7 @@ use std::io;
 use rmp::encode::ValueWriteError;
 use serde::Serialize;
 
-use super::meta::{Fields, MAX_ENCODED};
+use super::meta::{Fields, MAX_ENCODED, Name};
 use super::{Buffer, Head, Index, Limits, META_KEY, Malformed, Meta, Shape, Span, cannot_encode};
 use crate::error::SessionError;
 
@@ -211,7 +211,16 @@ fn head(bytes: &[u8], at: usize) -> Result<(Head, usize), Malformed> {
             b"generation" => fields.generation = unsigned()?,
             b"lifetime" => fields.lifetime = unsigned()?,
             b"permanent" => fields.permanent = flag()?,
+            b"authenticated" => fields.authenticated = unsigned()?,
+            b"user" => {
+                let (start, _) = string(value, 0).map_err(|_| UNREADABLE)?;
+                let text = value
+                    .get(start..)
+                    .and_then(|text| std::str::from_utf8(text).ok());
+                fields.user = Some(Name(text.ok_or(UNREADABLE)?.into()));
+            }
             b"ended" => fields.ended = flag()?,
+            b"index" => fields.index = flag()?,
             b"successor" => {
                 let (start, _) = string(value, 0)?;
                 fields.successor = std::str::from_utf8(&value[start..]).ok();
@@ -243,16 +252,22 @@ pub(super) fn encode<'a>(
     let mut rest = &mut room[..];
     written(rmp::encode::write_map_len(&mut rest, count as u32 + 1).map(drop));
     encode_meta(&mut rest, &Fields::from(meta));
+    let user = meta.user.as_ref().map(|user| &*user.name);
     let length = MAX_HEAD - rest.len();
     let head = room.get(..length).unwrap_or_default();
     // Exact: a buffer with room to spare would cost one more allocation to become `Bytes`, and a
     // store that keeps it would keep the room as well.
     let length = |(key, value): (&str, &[u8])| marker_len(key.len()) + key.len() + value.len();
     let length = head.len()
+        + user.map_or(0, user_len)
         + runs.clone().map(<[u8]>::len).sum::<usize>()
         + set.clone().map(length).sum::<usize>();
     let mut out = Vec::with_capacity(length);
     out.extend_from_slice(head);
+    if let Some(user) = user {
+        written(rmp::encode::write_str(&mut out, "user"));
+        written(rmp::encode::write_str(&mut out, user));
+    }
     runs.for_each(|run| out.extend_from_slice(run));
     for (key, value) in set {
         match key.len() {
@@ -276,21 +291,33 @@ fn marker_len(string: usize) -> usize {
     }
 }
 
+/// What the user takes in `_meta`, which is written around it.
+pub(super) fn user_len(user: &str) -> usize {
+    marker_len(4) + 4 + marker_len(user.len()) + user.len()
+}
+
 pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
     written(rmp::encode::write_map_len(out, 1).map(drop));
     encode_meta(out, fields);
 }
 
+/// All but the user, who counts as an entry and comes last.
 fn encode_meta(out: &mut impl io::Write, fields: &Fields<'_>) {
     let numbers = [
         ("created", fields.created),
         ("generation", fields.generation),
         ("lifetime", fields.lifetime),
+        ("authenticated", fields.authenticated),
     ];
-    let flags = [("permanent", fields.permanent), ("ended", fields.ended)];
+    let flags = [
+        ("permanent", fields.permanent),
+        ("ended", fields.ended),
+        ("index", fields.index),
+    ];
     let count = numbers.iter().filter(|(_, value)| value.is_some()).count()
         + flags.iter().filter(|(_, value)| value.is_some()).count()
-        + usize::from(fields.successor.is_some());
+        + usize::from(fields.successor.is_some())
+        + usize::from(fields.user.is_some());
     written(rmp::encode::write_str(out, META_KEY));
     written(rmp::encode::write_map_len(out, count as u32).map(drop));
     for (name, value) in numbers {

@@ -1,15 +1,39 @@
 //! Maps whose values are already encoded: for records that other programs read, too.
 
+#[cfg(feature = "flask")]
+use super::Meta;
 use super::meta::Fields;
-use super::{Format, META_KEY, Meta};
+use super::{Format, META_KEY};
 
 /// A map of `entries`, in their order, behind the layer's notes if there are any.
+#[cfg(feature = "flask")]
 pub(crate) fn plain_map<'a>(
     format: Format,
     meta: Option<&Meta>,
     entries: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Vec<u8> {
-    let notes = meta.map(|meta| value(format, &Fields::from(meta)));
+    map(format, meta.map(Fields::from).as_ref(), entries)
+}
+
+/// A map of `entries`, in their order, that is marked as the list of a user's sessions.
+pub(crate) fn index_map<'a>(
+    format: Format,
+    entries: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Vec<u8> {
+    let fields = Fields {
+        ended: Some(true),
+        index: Some(true),
+        ..Fields::default()
+    };
+    map(format, Some(&fields), entries)
+}
+
+fn map<'a>(
+    format: Format,
+    fields: Option<&Fields<'_>>,
+    entries: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> Vec<u8> {
+    let notes = fields.map(|fields| value(format, fields));
     let mut all: Vec<(&str, &[u8])> = Vec::new();
     all.extend(notes.as_deref().map(|notes| (META_KEY, notes)));
     for entry in entries {
@@ -46,7 +70,7 @@ fn value(format: Format, fields: &Fields<'_>) -> Vec<u8> {
         Format::Json => serde_json::to_vec(fields).ok(),
         Format::MessagePack => rmp_serde::to_vec_named(fields).ok(),
     };
-    debug_assert!(encoded.is_some(), "numbers and flags have a form");
+    debug_assert!(encoded.is_some(), "notes have a form");
     encoded.unwrap_or_default()
 }
 

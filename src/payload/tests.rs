@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -113,6 +114,10 @@ fn a_payload_gives_back_its_meta_and_its_entries() {
         generation: 3,
         lifetime: Some(60_000),
         permanent: Some(false),
+        user: Some(Arc::new(User {
+            name: "ada \"\u{1}\" é".into(),
+            authenticated: Some(1_700_000_000_001),
+        })),
     };
     for format in [Format::Json, Format::MessagePack] {
         let value = |text: &str| encode_value(format, text, &LIMITS).unwrap();
@@ -125,16 +130,60 @@ fn a_payload_gives_back_its_meta_and_its_entries() {
         assert!(
             encoded.bytes().len()
                 <= size_bound(2, entries.iter().map(|(k, v)| k.len() + v.len()).sum())
+                    + user_bound(format, "ada \"\u{1}\" é")
         );
         assert_eq!(encoded.iter().collect::<Vec<_>>(), entries);
         let (head, read) = Payload::parse(encoded.bytes().clone(), &LIMITS).unwrap();
-        assert_eq!(head, Head::Live(meta));
+        assert_eq!(head, Head::Live(meta.clone()));
         assert_eq!(read.iter().collect::<Vec<_>>(), entries);
         assert_eq!(read.format(), format);
         assert_eq!(read.len(), 2);
         assert_eq!(read.get("plain"), Some(&one[..]));
         assert_eq!(read.get_owned("plain").as_deref(), Some(&one[..]));
         assert_eq!(read.get(META_KEY), None);
+    }
+}
+
+#[test]
+fn notes_take_no_more_than_is_counted_for_them() {
+    let users = [None, Some("u"), Some("\u{1}\"é"), Some(&*"x".repeat(256))];
+    for format in [Format::Json, Format::MessagePack] {
+        for user in users {
+            let meta = Meta {
+                created: Some(u64::MAX),
+                generation: u64::MAX,
+                lifetime: Some(u64::MAX),
+                permanent: Some(false),
+                user: user.map(|name| {
+                    Arc::new(User {
+                        name: name.into(),
+                        authenticated: Some(u64::MAX),
+                    })
+                }),
+            };
+            let payload = Payload::empty(format).changed(&meta, &[]);
+            let bound = size_bound(0, 0) + user.map_or(0, |user| user_bound(format, user));
+            assert!(payload.bytes().len() <= bound, "{format:?} {user:?}");
+            let (head, _) = Payload::parse(payload.bytes().clone(), &LIMITS).unwrap();
+            assert_eq!(head, Head::Live(meta));
+        }
+    }
+}
+
+#[test]
+fn a_user_that_is_no_text_makes_no_session() {
+    let cases: [&[u8]; 5] = [
+        br#"{"_meta":{"user":7}}"#,
+        br#"{"_meta":{"user":["ada"]}}"#,
+        b"\x81\xa5_meta\x81\xa4user\x07",
+        b"\x81\xa5_meta\x81\xa4user\xa1\xff",
+        b"\x81\xa5_meta\x81\xa4user\xc4\x01a",
+    ];
+    for case in cases {
+        assert!(
+            Payload::parse(Bytes::from_static(case), &LIMITS).is_err(),
+            "{case:x?}"
+        );
     }
 }
 
@@ -261,7 +310,7 @@ proptest! {
             for base in [base, parsed] {
                 let changed = base.changed(&meta, &list);
                 let (head, again) = Payload::parse(changed.bytes().clone(), &LIMITS).unwrap();
-                prop_assert_eq!(head, Head::Live(meta));
+                prop_assert_eq!(head, Head::Live(meta.clone()));
                 for payload in [&changed, &again] {
                     prop_assert_eq!(payload.len(), expected.len());
                     prop_assert_eq!(payload.data_len(), again.data_len());

@@ -95,6 +95,9 @@ pub(super) fn config(entries: &mut Entries, shared: bool) -> Result<SessionConfi
     if let Some(timeout) = entries.duration("SESSION_COMMIT_TIMEOUT")? {
         config = config.with_commit_timeout(timeout);
     }
+    if let Some(limit) = entries.number("SESSION_MAX_PER_USER")? {
+        config = config.with_sessions_per_user(limit);
+    }
     match config.clone().validate(StoreLimits::new(usize::MAX)) {
         Ok(_) => Ok(config),
         Err(error) => Err(in_settings(&error, idle_by)),
@@ -122,6 +125,7 @@ fn in_settings(error: &ConfigError, idle_by: &str) -> ConfigError {
         ("max_depth", "SESSION_MAX_DEPTH"),
         ("store_timeout", "SESSION_STORE_TIMEOUT"),
         ("commit_timeout", "SESSION_COMMIT_TIMEOUT"),
+        ("sessions_per_user", "SESSION_MAX_PER_USER"),
     ];
     let text = error.to_string();
     let text = names

@@ -65,7 +65,10 @@ pub(super) fn own_cookies(
         |name: &'static str| move |error: ConfigError| ConfigError::new(format!("{name}: {error}"));
     let mut keys = None;
     if let Some(path) = entries.text("SESSION_SECRET_FILE")? {
-        keys = Some(SigningKeys::load_or_create(path).map_err(of("SESSION_SECRET_FILE"))?);
+        keys = Some(
+            SigningKeys::load_mounted_or_create(path.as_ref())
+                .map_err(of("SESSION_SECRET_FILE"))?,
+        );
     }
     if let Some(list) = entries.text("SESSION_SECRET")? {
         keys = Some(SigningKeys::from_list(&list).map_err(of("SESSION_SECRET"))?);

@@ -92,6 +92,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     ours("SESSION_SERVER_ERRORS", "rollback or commit", "rollback"),
     ours("SESSION_STORE_TIMEOUT", DURATION, "2 s"),
     ours("SESSION_COMMIT_TIMEOUT", DURATION, "2 s"),
+    ours("SESSION_MAX_PER_USER", COUNT, "100"),
     // The store.
     ours(
         "SESSION_STORE",

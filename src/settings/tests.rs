@@ -127,6 +127,11 @@ fn each_setting_means_what_it_means_in_flask() {
             "3",
             config().with_commit_timeout(seconds(3)),
         ),
+        (
+            "SESSION_MAX_PER_USER",
+            "3",
+            config().with_sessions_per_user(3),
+        ),
     ] {
         let mut pairs = vec![(name, value)];
         if ["SESSION_COOKIE_PATH", "SESSION_COOKIE_DOMAIN"].contains(&name) {
@@ -223,6 +228,7 @@ fn what_cannot_be_is_refused_by_name_and_without_its_value() {
             "SESSION_MAX_KEYS is to be a whole number above zero",
         ),
         (&[("SESSION_MAX_DEPTH", "0")], "SESSION_MAX_DEPTH"),
+        (&[("SESSION_MAX_PER_USER", "1001")], "SESSION_MAX_PER_USER"),
         (
             &[("SESSION_CLEANUP_N_REQUESTS", "0")],
             "SESSION_CLEANUP_N_REQUESTS",

@@ -63,7 +63,7 @@ impl State {
         now: u64,
     ) -> Option<Draft> {
         self.forget_unsettled();
-        if plan.end || !self.attempts.is_empty() {
+        if plan.end || !self.attempts.is_empty() || self.logs_in() {
             return None;
         }
         let (id, key, seen) = match (plan.store, &self.identity, fresh) {
@@ -74,7 +74,7 @@ impl State {
             _ => return None,
         };
         let begins = self.rotate || seen.is_none();
-        let (meta, payload) = merge(&self.base, self.meta, &self.batches, begins, now);
+        let (meta, payload) = merge(&self.base, self.meta.clone(), &self.batches, begins, now);
         let ttl = full_ttl(policy, &meta, now)?;
         let revision = Revision::generate();
         self.committing = true;
@@ -131,7 +131,7 @@ impl State {
                     return false;
                 }
                 self.drop_first_batches(batches);
-                (self.base, self.meta) = (draft.take_payload(), draft.meta);
+                (self.base, self.meta) = (draft.take_payload(), draft.meta.clone());
                 let stored = Stored {
                     id: draft.id,
                     key: draft.key,
@@ -190,12 +190,12 @@ impl State {
             Identity::Anonymous | Identity::Ended(_) => None,
         };
         let batches = self.batches.drain(..sent.batches).collect();
-        let written = (draft.meta, draft.payload.bytes().clone());
+        let written = (draft.meta.clone(), draft.payload.bytes().clone());
         let work = Work {
             plan: draft.plan,
             endings: Vec::new(),
             base: std::mem::replace(&mut self.base, draft.take_payload()),
-            meta: std::mem::replace(&mut self.meta, draft.meta),
+            meta: std::mem::replace(&mut self.meta, draft.meta.clone()),
             batches,
             // A creation that is refused has written nothing.
             attempts: Vec::from_iter(stored.is_some().then_some(sent)),

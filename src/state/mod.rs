@@ -1,12 +1,14 @@
 //! What a request knows of its session, and what it has done to it. No I/O, no clock.
 
 mod draft;
+mod login;
 mod plan;
 mod work;
 
 use std::time::Duration;
 
 pub(crate) use self::draft::{Draft, Settled};
+pub(crate) use self::login::Owner;
 pub(crate) use self::plan::{CookieAction, Plan, StoreAction};
 use self::work::Attempt;
 pub(crate) use self::work::{Outcome, Reread, Work};
@@ -394,7 +396,7 @@ impl State {
         if count > policy.limits.keys {
             return refuse(format!("a session has at most {} keys", policy.limits.keys));
         }
-        let bound = payload::size_bound(count, size);
+        let bound = payload::size_bound(count, size) + self.user_bound();
         if bound > policy.limits.bytes {
             return refuse(format!(
                 "the session would take {bound} bytes; at most {} are allowed",
@@ -430,9 +432,16 @@ impl State {
         let (sent, unsent) = self.unsent();
         match self.identity {
             _ if sent.is_empty() && unsent.is_empty() => false,
-            Identity::Anonymous | Identity::Ended(_) if sent.is_empty() => self.count > 0,
+            Identity::Anonymous | Identity::Ended(_) if sent.is_empty() => {
+                self.count > 0 || self.logs_in()
+            }
             Identity::Anonymous | Identity::Ended(_) | Identity::Stored(_) => {
-                let mut meta = self.meta;
+                if sent.is_empty() {
+                    return unsent
+                        .iter()
+                        .any(|batch| batch.changes(&self.base, sent, &self.meta));
+                }
+                let mut meta = self.meta.clone();
                 for batch in sent {
                     batch.apply_to_meta(&mut meta);
                 }
@@ -510,6 +519,10 @@ pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duratio
             let age = Duration::from_millis(now.saturating_sub(meta.created.unwrap_or(now)));
             idle.min(absolute.checked_sub(age)?)
         }
+    };
+    let ttl = match &meta.user {
+        None => ttl,
+        Some(user) => ttl.min(login::time_left(user, now)?),
     };
     (!ttl.is_zero()).then_some(ttl)
 }

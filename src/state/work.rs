@@ -42,7 +42,7 @@ impl State {
             } else {
                 self.base.clone()
             },
-            meta: self.meta,
+            meta: self.meta.clone(),
             batches: Vec::new(),
             attempts: Vec::new(),
             rotate: false,
@@ -59,7 +59,7 @@ impl State {
             work.attempts = std::mem::take(&mut self.attempts);
             work.rotate = std::mem::take(&mut self.rotate);
             let (meta, payload) = work.encode(now);
-            work.written = Some((meta, payload.bytes().clone()));
+            work.written = Some((meta.clone(), payload.bytes().clone()));
             self.base = payload;
             self.meta = meta;
         }
@@ -122,7 +122,7 @@ impl State {
                     self.identity = Identity::Stored(stored);
                 }
                 self.base = work.base.clone();
-                self.meta = work.meta;
+                self.meta = work.meta.clone();
                 if work.last {
                     self.measure();
                     return !self.batches.is_empty();
@@ -277,7 +277,9 @@ impl Work {
             None if self.attempts.iter().any(|attempt| attempt.ambiguous) => {
                 return Ok(Reread::Unknown);
             }
-            None if meta.generation != self.meta.generation => return Ok(Reread::OtherGeneration),
+            None if meta.generation != self.meta.generation || meta.user != self.meta.user => {
+                return Ok(Reread::OtherGeneration);
+            }
             None => self.attempts.clear(),
         }
         edits::replay(&payload, &mut self.batches)?;
@@ -302,7 +304,7 @@ impl Work {
 
     fn encode(&self, now: u64) -> (Meta, Payload) {
         let begins = self.rotate || self.stored.is_none();
-        merge(&self.base, self.meta, &self.batches, begins, now)
+        merge(&self.base, self.meta.clone(), &self.batches, begins, now)
     }
 }
 

@@ -65,7 +65,12 @@ type Asked = Query<HashMap<String, String>>;
 
 /// The application. Every handler loads the session, does its work, then waits where `?hold=` says.
 pub fn router(store: AnyStore, config: SessionConfig) -> Router {
+    let config = config.with_sessions_per_user(3);
     let layer = SessionLayer::with_config(store, support::keys(), config).unwrap();
+    let sessions = layer.sessions();
+    let end_all = async move |Path(user): Path<String>| -> Result<String, SessionError> {
+        Ok(sessions.end_all_of(&user).await?.to_string())
+    };
     Router::new()
         .route("/untouched", get(async || "untouched"))
         .route("/add", get(add))
@@ -73,6 +78,9 @@ pub fn router(store: AnyStore, config: SessionConfig) -> Router {
         .route("/read", get(read))
         .route("/rotate/{key}", get(rotate))
         .route("/logout", get(logout))
+        .route("/login/{user}", get(login))
+        .route("/user", get(user))
+        .route("/end-all/{user}", get(end_all))
         .route("/n", get(n))
         .route("/keys", get(keys))
         .layer(layer)
@@ -124,6 +132,14 @@ async fn rotate(
 
 async fn logout(session: Session) {
     session.flush();
+}
+
+async fn login(session: Session, Path(user): Path<String>) -> Result<(), SessionError> {
+    session.login(&user)
+}
+
+async fn user(session: Session) -> String {
+    session.user().as_deref().unwrap_or("nobody").to_owned()
 }
 
 async fn n(session: Session) -> Result<String, SessionError> {
@@ -355,6 +371,33 @@ pub async fn three_rotations(two: &Two) {
     assert_eq!(keys.len(), 2, "the winner's edit and no loser's: {keys:?}");
 }
 
+/// Ten logins of one user at once, half of them in each process: three are left, and end together.
+pub async fn ten_logins(two: &Two) {
+    let logins: Vec<_> = (0..10)
+        .map(|at| two.apps[at % 2].begin(&Browser::default(), "/login/ada"))
+        .collect();
+    let mut browsers = Vec::new();
+    for login in logins {
+        let answer = login.await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        browsers.push(Browser::with_cookie(answer.set_value()));
+    }
+    let alive = async |app: &App| {
+        let mut alive = 0;
+        for browser in &browsers {
+            alive += usize::from(app.get(browser, "/user").await.body == "ada");
+        }
+        alive
+    };
+    let [near, far] = &two.apps;
+    assert_eq!((alive(near).await, alive(far).await), (3, 3));
+    let answer = far.get(&two.browser, "/end-all/ada").await;
+    assert_eq!((answer.status.as_u16(), &*answer.body), (200, "3"));
+    assert_eq!((alive(near).await, alive(far).await), (0, 0));
+    // Whoever is not logged in is none of them.
+    two.both_show("/n", "1").await;
+}
+
 /// The tests with two processes, for a module of their own.
 ///
 /// `two_apps!(place, ignore = "needs a server")`, where `place` is the path of an `async fn() -> P`,
@@ -403,6 +446,9 @@ macro_rules! two_apps {
         $crate::two_apps! { @case $place, $attributes,
             of_three_rotations_in_two_processes_one_counts,
             $crate::apps::three_rotations }
+        $crate::two_apps! { @case $place, $attributes,
+            of_ten_logins_in_two_processes_three_are_left_and_end_together,
+            $crate::apps::ten_logins }
     };
     ($place:path $(, ignore = $why:literal)? $(,)?) => {
         $crate::two_apps! { @all $place, [$(#[ignore = $why])?] }

@@ -57,7 +57,7 @@ pub enum Fault {
     /// First this is awaited.
     Wait(Arc<tokio::sync::Notify>),
     /// First this is awaited, then comes the other fault.
-    WaitThen(Arc<tokio::sync::Notify>, Box<Fault>),
+    WaitThen(Arc<tokio::sync::Notify>, Box<Self>),
     /// First the store is changed by somebody else.
     First(Arc<dyn Fn(&SpyStore) + Send + Sync>),
 }
@@ -117,6 +117,11 @@ impl SpyStore {
             .entry(verb)
             .or_default()
             .push_back(fault);
+    }
+
+    /// From here on it does what it is told.
+    pub fn clear_faults(&self) {
+        self.0.faults.lock().unwrap().clear();
     }
 
     /// The revisions of all attempts to update.

@@ -74,12 +74,16 @@ pub(crate) struct List {
 /// Ends sessions, so that no request brings them back.
 #[derive(Debug, Args)]
 #[command(override_usage = "session-layer revoke [STORE] <KEY>...\n       \
+                            session-layer revoke [STORE] --user <NAME>\n       \
                             session-layer revoke [STORE] --all --yes")]
 pub(crate) struct Revoke {
     /// The store's URL, or env:NAME [default: env:SESSION_STORE], then the keys of the sessions, as
     /// `list` shows them
     #[arg(value_name = "STORE|KEY")]
     pub(crate) words: Vec<String>,
+    /// Ends the sessions that this user is logged in to
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
     /// Ends every session of the store
     #[arg(long)]
     pub(crate) all: bool,

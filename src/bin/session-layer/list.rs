@@ -34,6 +34,8 @@ enum State {
     Live,
     Ended,
     Unreadable,
+    /// The list of a user's sessions.
+    Index,
 }
 
 pub(crate) async fn run(args: List, stop: Stop) -> Result<Outcome, Failure> {
@@ -95,6 +97,7 @@ fn row(key: &SessionKey, found: Found) -> Option<Row> {
         state: match info {
             None => State::Unreadable,
             Some(info) if info.is_ended() => State::Ended,
+            Some(info) if info.is_user_index() => State::Index,
             Some(_) => State::Live,
         },
         created: info.and_then(|info| info.created_at()).and_then(date),
@@ -120,6 +123,7 @@ impl Row {
             State::Live => "live",
             State::Ended => "ended",
             State::Unreadable => "unreadable",
+            State::Index => "index",
         };
         writeln!(
             out,

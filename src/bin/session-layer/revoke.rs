@@ -26,6 +26,8 @@ pub(crate) enum Revoked {
     NotThere,
     /// The record was no session; it is gone.
     Removed,
+    /// It is the list of a user's sessions, which stays.
+    Index,
 }
 
 /// Ends sessions as an application does: a tombstone takes the place of the record, so that a request
@@ -74,6 +76,7 @@ impl Revoker {
         };
         match info {
             Some(info) if info.is_ended() => Ok(Revoked::EndedBefore),
+            Some(info) if info.is_user_index() => Ok(Revoked::Index),
             Some(_) => {
                 self.bury(key).await?;
                 Ok(Revoked::Ended)
@@ -114,6 +117,12 @@ pub(crate) async fn run(args: Revoke, stop: Stop) -> Result<Outcome, Failure> {
         _ => (None, &args.words[..]),
     };
     let keys = parse(keys)?;
+    if let Some(user) = &args.user {
+        if args.all || !keys.is_empty() {
+            return Err(Failure::misuse("either --user, or --all, or keys"));
+        }
+        return of_user(store, user).await;
+    }
     match (args.all, keys.is_empty()) {
         (true, false) => Err(Failure::misuse("either --all or keys, not both")),
         (false, true) => Err(Failure::misuse(
@@ -151,9 +160,25 @@ async fn some(store: Option<&str>, keys: &[SessionKey], stop: Stop) -> Result<Ou
             Revoked::EndedBefore => "had ended",
             Revoked::NotThere => "not there",
             Revoked::Removed => "unreadable, removed",
+            Revoked::Index => "no session, but a user's index",
         };
         writeln!(std::io::stdout(), "{key}: {said}")?;
     }
+    Ok(Outcome::Done)
+}
+
+async fn of_user(store: Option<&str>, user: &str) -> Result<Outcome, Failure> {
+    let opened = stores::open_existing(store).await?;
+    let sessions = Revoker::new(&opened.store)?.sessions;
+    let ended = sessions
+        .end_all_of(user)
+        .await
+        .map_err(|error| match error.kind() {
+            SessionErrorKind::Encode => Failure::misuse(error.to_string()),
+            _ => Failure::of_store("cannot end all of the user's sessions", store_error(error)),
+        })?;
+    let ended = counted(ended as u64, "session", "sessions");
+    writeln!(std::io::stdout(), "ended {ended}")?;
     Ok(Outcome::Done)
 }
 
@@ -182,7 +207,7 @@ async fn all(store: Option<&str>, stop: Stop) -> Result<Outcome, Failure> {
                     removed += 1;
                     progress.say(&format!("unreadable, removed: {key}"));
                 }
-                Revoked::EndedBefore | Revoked::NotThere => {}
+                Revoked::EndedBefore | Revoked::NotThere | Revoked::Index => {}
             }
             progress.one_more();
             Ok(ControlFlow::Continue(()))

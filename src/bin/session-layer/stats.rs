@@ -41,6 +41,8 @@ struct Tally {
     /// Tombstones.
     ended: u64,
     unreadable: u64,
+    /// Lists of users' sessions.
+    indexes: u64,
     /// Of live sessions' payloads.
     bytes: u64,
     largest: u64,
@@ -76,6 +78,7 @@ impl Tally {
             live: 0,
             ended: 0,
             unreadable: 0,
+            indexes: 0,
             bytes: 0,
             largest: 0,
             sizes: buckets(&SIZES),
@@ -98,6 +101,10 @@ impl Tally {
             self.ended += 1;
             return false;
         }
+        if info.is_user_index() {
+            self.indexes += 1;
+            return false;
+        }
         let bytes = record.payload().len() as u64;
         let left = record.ttl();
         self.live += 1;
@@ -116,6 +123,7 @@ impl Tally {
         writeln!(out, "live        {}", Count(self.live))?;
         writeln!(out, "ended       {}", Count(self.ended))?;
         writeln!(out, "unreadable  {}", Count(self.unreadable))?;
+        writeln!(out, "indexes     {}", Count(self.indexes))?;
         let average = self.bytes.checked_div(self.live).unwrap_or(0);
         writeln!(
             out,
@@ -213,9 +221,12 @@ mod tests {
         assert!(tally.count(&Found::Unreadable));
         assert!(tally.count(&record(b"no session", long)));
         assert!(!tally.count(&record(br#"{"_meta":{"ended":true}}"#, long)));
+        let index = br#"{"_meta":{"ended":true,"index":true}}"#;
+        assert!(!tally.count(&record(index, long)));
         assert!(!tally.count(&record(br#"{"a":1}"#, long)));
         assert!(!tally.count(&record(br#"{"ab":1}"#, Duration::from_secs(HOUR))));
         assert_eq!((tally.live, tally.ended, tally.unreadable), (2, 1, 2));
+        assert_eq!(tally.indexes, 1);
         assert_eq!((tally.bytes, tally.largest), (15, 8));
         assert_eq!(tally.sizes[0].sessions, 2);
         assert_eq!(tally.expiring_within[0].sessions, 1);

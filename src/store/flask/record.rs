@@ -98,6 +98,8 @@ pub(super) fn write(payload: &[u8], dialect: Dialect, max: usize) -> Result<Vec<
     let notes = Meta {
         created: meta.created.filter(|_| dialect.keep_created),
         permanent: None,
+        // No layer that shares its sessions with Flask knows users.
+        user: None,
         ..meta
     };
     let notes = (notes != Meta::default()).then_some(&notes);
@@ -218,6 +220,7 @@ mod tests {
             generation: 2,
             lifetime: Some(3000),
             permanent: Some(true),
+            ..Meta::default()
         };
         let keep = Dialect {
             keep_created: true,
@@ -233,7 +236,7 @@ mod tests {
                 dropped,
                 Meta {
                     created: None,
-                    ..meta
+                    ..meta.clone()
                 }
             );
         }
