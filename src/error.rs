@@ -227,7 +227,19 @@ impl Error for SessionError {
 }
 
 /// A setting that cannot work. The text names it and says what to change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// `Debug` prints the same text: that is what is seen of an error which `main` returns.
+///
+/// # Examples
+///
+/// ```
+/// use session_layer::SigningKeys;
+///
+/// let error = SigningKeys::new("too short").unwrap_err();
+/// assert!(error.to_string().contains("`openssl rand -base64 48`"));
+/// assert_eq!(format!("{error:?}"), error.to_string());
+/// ```
+#[derive(Clone, PartialEq, Eq)]
 pub struct ConfigError {
     message: Cow<'static, str>,
 }
@@ -237,6 +249,12 @@ impl ConfigError {
         Self {
             message: message.into(),
         }
+    }
+}
+
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

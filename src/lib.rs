@@ -120,6 +120,23 @@ struct FromTowerSessions;
 #[doc = include_str!("../docs/users.md")]
 struct Users;
 
+/// The examples of the guide to the settings.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/configuration.md")]
+struct Configuration;
+
+/// The examples of the guide to the stores.
+#[cfg(all(
+    doctest,
+    feature = "dynamodb",
+    feature = "memcached",
+    feature = "mongodb",
+    feature = "mysql",
+    feature = "postgres"
+))]
+#[doc = include_str!("../docs/stores.md")]
+struct Stores;
+
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]

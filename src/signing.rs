@@ -2,8 +2,8 @@
 
 use std::env;
 use std::fmt;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use base64_simd::{AsOut, URL_SAFE_NO_PAD};
@@ -89,13 +89,19 @@ impl SigningKeys {
     ///
     /// # Errors
     ///
-    /// When the variable is not set, is not UTF-8, or holds a key of fewer than 32 bytes.
+    /// When the variable is not set, is not UTF-8, or holds a key of fewer than 32 bytes. The text says
+    /// how to make one.
     pub fn from_env(variable: &str) -> Result<Self, ConfigError> {
         let text = env::var(variable).map_err(|error| {
             // The error's own text would print the value.
             let reason = match error {
-                env::VarError::NotPresent => "it is not set",
-                env::VarError::NotUnicode(_) => "it is not UTF-8",
+                env::VarError::NotPresent => {
+                    "it is not set; it is to be at least 32 random bytes, as `openssl rand -base64 48` \
+                     makes them"
+                }
+                env::VarError::NotUnicode(_) => {
+                    "it is not UTF-8; `openssl rand -base64 48` makes a key that is"
+                }
             };
             ConfigError::new(format!("environment variable {variable}: {reason}"))
         })?;
@@ -127,26 +133,38 @@ impl SigningKeys {
     }
 
     /// Reads the keys from a file, one a line, the newest first; makes the file with a new random key
-    /// if there is none. On Unix the new file is readable by its owner only.
+    /// if there is none. On Unix the new file is readable by its owner only, and one that others can
+    /// read or write is refused: with the key, anybody can sign a cookie.
     ///
     /// For development and for programs on one machine. Programs that start at the same time agree
-    /// on one key.
+    /// on one key. Keys that come in a file of another mode (a mounted secret, say) are read by the
+    /// application and given to [`new`](Self::new).
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or made, or holds a key of fewer than 32 bytes, or none.
+    /// When the file cannot be read or made, when it is open to others, or when it holds a key of fewer
+    /// than 32 bytes, or none.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         let failed =
             |error: io::Error| ConfigError::new(format!("key file {}: {error}", path.display()));
-        let text = match fs::read_to_string(path) {
+        let mut file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 create_key_file(path).map_err(failed)?;
-                fs::read_to_string(path)
+                File::open(path)
             }
-            read => read,
+            opened => opened,
         }
         .map_err(failed)?;
+        // Of the file that was opened: the path may name another one by now.
+        if is_open_to_others(&file.metadata().map_err(failed)?) {
+            let path = path.display();
+            return Err(ConfigError::new(format!(
+                "key file {path} is open to other users: chmod 600 {path}"
+            )));
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed)?;
         let mut keys = Self { ring: Vec::new() };
         for key in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             keys = keys.with_fallback(key).map_err(|error| {
@@ -161,6 +179,17 @@ impl SigningKeys {
         }
         Ok(keys)
     }
+}
+
+#[cfg(unix)]
+fn is_open_to_others(meta: &fs::Metadata) -> bool {
+    // Reading a directory fails by itself, for the better reason.
+    !meta.is_dir() && std::os::unix::fs::MetadataExt::mode(meta) & 0o077 != 0
+}
+
+#[cfg(not(unix))]
+fn is_open_to_others(_: &fs::Metadata) -> bool {
+    false
 }
 
 /// Puts a new key at `path` in one step, unless something is there by then.
@@ -431,6 +460,27 @@ mod tests {
         assert!(!error.contains("hunter2"), "{error}");
     }
 
+    #[test]
+    fn who_has_no_key_or_a_short_one_is_told_how_to_make_one() {
+        let absent = SigningKeys::from_env("SESSION_LAYER_TEST_NO_KEY").unwrap_err();
+        let list = SigningKeys::from_list(&format!("{NEW},short")).unwrap_err();
+        let short = SigningKeys::new("short").unwrap_err();
+        for (error, says) in [
+            (
+                absent,
+                "environment variable SESSION_LAYER_TEST_NO_KEY: it is not set",
+            ),
+            (list, "signing key 2 has 5 bytes"),
+            (short, "signing key 1 has 5 bytes"),
+        ] {
+            // What `main` prints of it.
+            let text = format!("{error:?}");
+            assert!(text.starts_with(says), "{text}");
+            assert!(text.contains("at least 32 random bytes"), "{text}");
+            assert!(text.contains("`openssl rand -base64 48`"), "{text}");
+        }
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_key_that_is_no_text_is_not_printed() {
@@ -478,9 +528,37 @@ mod tests {
                 0o600
             );
         }
-        fs::write(&path, "short\n").unwrap();
-        assert!(SigningKeys::load_or_create(&path).is_err());
-        fs::write(&path, "\n").unwrap();
-        assert!(SigningKeys::load_or_create(&path).is_err());
+        let refused = |text: &str| {
+            fs::write(&path, text).unwrap();
+            SigningKeys::load_or_create(&path).unwrap_err().to_string()
+        };
+        let short = refused("short\n");
+        assert!(short.contains("has 5 bytes"), "{short}");
+        let empty = refused("\n");
+        assert!(empty.contains("is empty"), "{empty}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_file_that_others_can_read_or_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        SigningKeys::load_or_create(&path).unwrap();
+        let load_with = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            SigningKeys::load_or_create(&path)
+        };
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o644, 0o666] {
+            let error = load_with(mode).unwrap_err().to_string();
+            let path = path.display();
+            let says = format!("key file {path} is open to other users: chmod 600 {path}");
+            assert_eq!(error, says, "{mode:o}");
+        }
+        for mode in [0o600, 0o400, 0o700] {
+            assert!(load_with(mode).is_ok(), "{mode:o}");
+        }
+        let folder = SigningKeys::load_or_create(folder.path()).unwrap_err();
+        assert!(!folder.to_string().contains("chmod"), "{folder}");
     }
 }

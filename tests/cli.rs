@@ -268,6 +268,17 @@ async fn a_cleanup_removes_all_that_has_expired_and_nothing_else() {
     }
 }
 
+#[cfg(feature = "memcached")]
+#[test]
+fn a_cleanup_of_a_store_that_expires_by_itself_says_so() {
+    // No server: there is nothing to ask it.
+    let answer = run(&["cleanup", "memcached://127.0.0.1:1"]).with_status(0);
+    assert_eq!(
+        answer.out,
+        "removed 0 expired sessions: this store removes them by itself\n"
+    );
+}
+
 #[tokio::test]
 async fn a_cleanup_that_repeats_itself_ends_well_at_a_signal() {
     let place = Place::new();

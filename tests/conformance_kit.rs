@@ -70,6 +70,7 @@ enum Fault {
     PurgeCrossesNamespaces,
     PurgeIsStale,
     PurgeDoesNothing,
+    PurgeIsSaidToBeTheBackends,
     // limits and the rest
     TtlInWholeSecondsDown,
     TtlCappedAtThirtyDays,
@@ -529,7 +530,12 @@ impl SessionStore for Broken {
 
     fn limits(&self) -> StoreLimits {
         if self.is(Fault::NoneBySeconds) {
-            return StoreLimits::new(MAX).with_expiry_resolution(Duration::from_secs(1));
+            return StoreLimits::new(MAX)
+                .with_expiry_resolution(Duration::from_secs(1))
+                .with_own_expiry(true);
+        }
+        if self.is(Fault::PurgeIsSaidToBeTheBackends) {
+            return StoreLimits::new(MAX).with_own_expiry(true);
         }
         if self.is(Fault::LimitsChange) {
             return StoreLimits::new(MAX - self.rows().len());
@@ -721,6 +727,7 @@ notices! {
     PurgeCrossesNamespaces => purging_leaves_other_namespaces_alone;
     PurgeIsStale => purging_spares_what_was_created_again;
     PurgeDoesNothing => purging_removes_what_has_expired_and_counts_it;
+    PurgeIsSaidToBeTheBackends => the_limits_say_who_purges;
     TtlInWholeSecondsDown => a_lifetime_below_a_second_is_kept;
     TtlCappedAtThirtyDays => a_lifetime_of_months_is_kept;
     NoNamespaces => namespaces_do_not_see_each_other;

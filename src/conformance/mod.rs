@@ -200,6 +200,7 @@ macro_rules! conformance {
             purging_removes_what_has_expired_and_counts_it,
             purging_respects_its_limit,
             purging_spares_what_was_created_again,
+            the_limits_say_who_purges,
             // races
             racing_creators_have_one_winner,
             creators_racing_over_an_expired_record_have_one_winner,

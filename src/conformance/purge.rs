@@ -27,6 +27,12 @@ pub async fn purging_nothing_answers_zero<F: Fixture>(fixture: &F) {
     assert_eq!(purge(&store, 10).await, 0, "a deleted record was purged");
 }
 
+/// `limits` say whether the backend purges, as the fixture does.
+pub async fn the_limits_say_who_purges<F: Fixture>(fixture: &F) {
+    let by_itself = fixture.store().limits().expires_by_itself();
+    assert_eq!(by_itself, fixture.purge() == Purge::ByItself);
+}
+
 async fn purge<S: SessionStore>(store: &S, limit: usize) -> u64 {
     store.delete_expired(nonzero(limit)).await.expect("purge")
 }

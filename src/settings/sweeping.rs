@@ -30,6 +30,7 @@ impl Sweep {
     /// The store together with what sweeps it, which ends with the store's last clone.
     pub(super) fn start(self, store: AnyStore) -> AnyStore {
         match self {
+            _ if store.limits().expires_by_itself() => store,
             Self::Never => store,
             Self::Every(interval) => {
                 let sweeper = Sweeper::start(store.clone(), interval);
@@ -185,6 +186,18 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the expired record is still there");
+    }
+
+    #[cfg(all(feature = "memcached", feature = "null"))]
+    #[tokio::test]
+    async fn a_store_that_expires_by_itself_stays_as_it_is() {
+        use crate::store::MemcachedStore;
+        let sweep = Sweep::AfterRequests(NonZeroU64::MIN);
+        let store = MemcachedStore::builder(["127.0.0.1:1"]).build().unwrap();
+        let store = sweep.start(AnyStore::new(store));
+        assert!(format!("{store:?}").starts_with("MemcachedStore"));
+        let swept = sweep.start(AnyStore::new(crate::store::NullStore::new()));
+        assert!(format!("{swept:?}").starts_with("CountingStore"));
     }
 
     #[tokio::test]

@@ -185,7 +185,7 @@ pub trait SessionStore: Debug + Send + Sync + 'static {
     fn delete(&self, key: &SessionKey) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Purges up to `limit` expired records and says how many went. A store whose backend does this
-    /// by itself answers 0. Records of this store's own namespace only; a store shared by several
+    /// by itself ([`StoreLimits::expires_by_itself`]) answers 0. Records of this store's own namespace only; a store shared by several
     /// hosts leaves those that expired only just now, in case the clocks differ.
     ///
     /// # Errors
@@ -405,10 +405,12 @@ pub struct StoreLimits {
     expiry_resolution: Duration,
     evicts: bool,
     timeout: Option<Duration>,
+    expires_by_itself: bool,
 }
 
 impl StoreLimits {
-    /// Payloads of up to `max_payload` bytes, expiry to the millisecond, no eviction.
+    /// Payloads of up to `max_payload` bytes, expiry to the millisecond, no eviction, expired records
+    /// purged by [`delete_expired`](SessionStore::delete_expired).
     #[must_use]
     pub const fn new(max_payload: usize) -> Self {
         Self {
@@ -416,6 +418,7 @@ impl StoreLimits {
             expiry_resolution: Duration::from_millis(1),
             evicts: false,
             timeout: None,
+            expires_by_itself: false,
         }
     }
 
@@ -443,6 +446,15 @@ impl StoreLimits {
         self
     }
 
+    /// Whether the backend removes what has expired, so that
+    /// [`delete_expired`](SessionStore::delete_expired) has nothing to do and answers 0. A
+    /// [`Sweeper`] then leaves the store alone. Default: no.
+    #[must_use]
+    pub const fn with_own_expiry(mut self, expires_by_itself: bool) -> Self {
+        self.expires_by_itself = expires_by_itself;
+        self
+    }
+
     /// The largest payload, in bytes.
     #[must_use]
     pub const fn max_payload(&self) -> usize {
@@ -465,6 +477,13 @@ impl StoreLimits {
     #[must_use]
     pub const fn timeout(&self) -> Option<Duration> {
         self.timeout
+    }
+
+    /// Whether the backend removes what has expired, without
+    /// [`delete_expired`](SessionStore::delete_expired).
+    #[must_use]
+    pub const fn expires_by_itself(&self) -> bool {
+        self.expires_by_itself
     }
 
     /// Refuses a payload that is larger than this store takes: the first line of `create` and

@@ -17,7 +17,8 @@ pub(crate) const BATCH: NonZeroUsize = match NonZeroUsize::new(1000) {
 /// Calls [`delete_expired`](SessionStore::delete_expired) every now and then, until it is dropped.
 ///
 /// Expired records are never read, purged or not; sweeping gives their space back. Stores that need it
-/// say so. Keep the value as long as the server runs. Several processes may each sweep one store.
+/// say so, and one that [expires by itself](super::StoreLimits::expires_by_itself) is left alone. Keep
+/// the value as long as the server runs. Several processes may each sweep one store.
 ///
 /// A sweep purges batch after batch until one comes back short, and lets other tasks run in between.
 /// A store that fails is left alone until the next sweep, with a warning to `tracing`. The first sweep
@@ -97,6 +98,9 @@ impl<S: SessionStore> SweeperBuilder<S> {
             batch,
         } = self;
         let task = tokio::spawn(async move {
+            if store.limits().expires_by_itself() {
+                return;
+            }
             let mut pause = every.mul_f64(rand::random_range(0.0..1.0));
             loop {
                 tokio::time::sleep(pause).await;
@@ -150,6 +154,7 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct State {
+        expires_by_itself: bool,
         expired: usize,
         calls: Vec<usize>,
         failures: usize,
@@ -217,7 +222,8 @@ mod tests {
         }
 
         fn limits(&self) -> StoreLimits {
-            unimplemented!()
+            let by_itself = self.0.lock().unwrap().expires_by_itself;
+            StoreLimits::new(0).with_own_expiry(by_itself)
         }
     }
 
@@ -233,6 +239,15 @@ mod tests {
         tokio::time::sleep(MINUTE).await;
         assert_eq!(store.calls()[..3], [10, 10, 5]);
         assert_eq!(store.0.lock().unwrap().expired, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_expires_by_itself_is_left_alone() {
+        let store = Fake::with(25, 0);
+        store.0.lock().unwrap().expires_by_itself = true;
+        let _sweeper = Sweeper::start(store.clone(), MINUTE);
+        tokio::time::sleep(MINUTE * 10).await;
+        assert!(store.calls().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -56,6 +56,8 @@ pub enum Fault {
     Taken,
     /// First this is awaited.
     Wait(Arc<tokio::sync::Notify>),
+    /// First this is awaited, then comes the other fault.
+    WaitThen(Arc<tokio::sync::Notify>, Box<Self>),
     /// First the store is changed by somebody else.
     First(Arc<dyn Fn(&SpyStore) + Send + Sync>),
 }
@@ -167,6 +169,13 @@ impl SpyStore {
             .unwrap()
             .get_mut(&verb)
             .and_then(VecDeque::pop_front);
+        let fault = match fault {
+            Some(Fault::WaitThen(notify, then)) => {
+                notify.notified().await;
+                Some(*then)
+            }
+            fault => fault,
+        };
         match fault {
             Some(Fault::Fail(kind)) => Err(StoreError::new(kind, "on demand")),
             Some(Fault::Hang) => std::future::pending().await,

@@ -1,14 +1,21 @@
 //! Sessions on every store, beside a handler that sends the same commands to the bare driver: requests
 //! per second and latency, as Markdown.
 //!
-//! `report [STORE…]` measures the named stores only. Rows take turns in short rounds, and what is
+//! `stores [STORE…]` measures the named stores only. Rows take turns in short rounds, and what is
 //! printed is the median of the rounds, so that whatever else the machine does meets all rows alike.
+//! A server that is not installed ends the program.
 #![forbid(unsafe_code)]
 
 mod drive;
 mod floor;
 mod subject;
 
+#[path = "../../../tests/support/mongod.rs"]
+mod mongod;
+#[path = "../../../tests/support/mysql.rs"]
+mod mysql;
+#[path = "../../../tests/support/postgres.rs"]
+mod postgres;
 #[path = "../../../tests/support/server.rs"]
 mod server;
 
@@ -23,12 +30,22 @@ const ROUND: Duration = Duration::from_millis(400);
 /// One store, its server, and what is measured on it. The first subject is the floor.
 struct Place {
     name: &'static str,
+    /// What the numbers depend on.
+    note: &'static str,
     subjects: Vec<Subject>,
-    _keeps: Vec<Box<dyn std::any::Any>>,
+    /// The server, or the files, for as long as they are needed.
+    _keeps: Box<dyn std::any::Any>,
 }
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    for name in &wanted {
+        if !floor::PLACES.iter().any(|(known, _)| known == name) {
+            let known: Vec<_> = floor::PLACES.iter().map(|(known, _)| *known).collect();
+            eprintln!("there is no store {name}, but {}", known.join(", "));
+            std::process::exit(2);
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -43,7 +60,7 @@ fn main() {
 }
 
 async fn report(place: &Place) {
-    println!("\n## {}\n", place.name);
+    println!("\n## {}\n\n{}\n", place.name, place.note);
     println!("| | in flight | | requests/s | share of floor | half of the rounds | p50 | p99 |");
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for operation in Operation::ALL {

@@ -56,7 +56,10 @@ pub const NOTES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 pub const NOTE_LENGTH: usize = 112;
 
 /// A payload as large as that.
-pub const PAYLOAD: usize = 1000;
+pub const PAYLOAD: usize = 989;
+
+/// A payload as large as that of a session which was just created.
+pub const CREATED: usize = 33;
 
 impl Subject {
     /// An application whose `/fill` makes a session.

@@ -18,7 +18,7 @@ pub(crate) async fn run(args: Cleanup, mut stop: Stop) -> Result<Outcome, Failur
         match purge(&opened.store, args.batch, &stop).await {
             Ok(removed) => {
                 let removed = counted(removed, "expired session", "expired sessions");
-                let why = if opened.expires_by_itself() {
+                let why = if opened.store.limits().expires_by_itself() {
                     ": this store removes them by itself"
                 } else {
                     ""

@@ -18,18 +18,6 @@ pub(crate) struct Opened {
     pub(crate) scheme: String,
 }
 
-impl Opened {
-    /// Whether the backend removes what has expired, so that nobody has to.
-    pub(crate) fn expires_by_itself(&self) -> bool {
-        let scheme = self.scheme.strip_prefix("flask+").unwrap_or(&self.scheme);
-        let backend = scheme.split('+').next().unwrap_or_default();
-        matches!(
-            backend,
-            "dynamodb" | "memcached" | "mongodb" | "redis" | "rediss" | "valkey" | "valkeys"
-        )
-    }
-}
-
 /// The same for a store that is to have sessions: it is not made where none is.
 pub(crate) async fn open_existing(argument: Option<&str>) -> Result<Opened, Failure> {
     let url = url(argument)?;

@@ -222,7 +222,9 @@ impl DynamoStoreBuilder {
             shared: Arc::new(Shared {
                 client,
                 table: self.table,
-                limits: StoreLimits::new(self.max_payload).with_timeout(self.timeout),
+                limits: StoreLimits::new(self.max_payload)
+                    .with_own_expiry(true)
+                    .with_timeout(self.timeout),
                 timeout: self.timeout,
                 create_table: self.create_table,
                 ready: OnceCell::new(),
@@ -389,7 +391,9 @@ mod tests {
     async fn a_url_has_the_settings_and_waits_for_nothing() {
         let url = format!("dynamodb://my.table-1_x?{ACCOUNT}&max_payload=9&timeout=20ms");
         let store = DynamoStore::connect(&url).await.unwrap();
-        let limits = StoreLimits::new(9).with_timeout(Duration::from_millis(20));
+        let limits = StoreLimits::new(9)
+            .with_own_expiry(true)
+            .with_timeout(Duration::from_millis(20));
         assert_eq!(store.limits(), limits);
         let shown = format!("{store:?}");
         assert!(

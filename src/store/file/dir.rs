@@ -89,7 +89,7 @@ impl Dir {
 
     /// Opens a record and reads its head.
     pub(super) fn find(&self, key: &SessionKey) -> Result<Found, StoreError> {
-        let mut file = match guarded().read(true).open(self.path(key)) {
+        let file = match guarded().read(true).open(self.path(key)) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.still_there()?;
@@ -107,7 +107,7 @@ impl Dir {
         if !meta.is_file() || meta.len() < Head::LEN as u64 {
             return Ok(Found::Unreadable(Unreadable::Garbage));
         }
-        if !read_whole(&mut file, &mut head)? {
+        if !read_whole(&file, &mut head)? {
             return Ok(Found::Unreadable(Unreadable::Garbage));
         }
         Ok(match Head::decode(key, &head) {
@@ -123,16 +123,19 @@ impl Dir {
     }
 
     /// The payload of a record that was found. `None` when it is damaged.
-    pub(super) fn payload(&self, head: &Head, mut file: File) -> Result<Option<Bytes>, StoreError> {
+    pub(super) fn payload(&self, head: &Head, file: &File) -> Result<Option<Bytes>, StoreError> {
         // `find` has held the length against the file's and the largest allowed.
         let mut payload = vec![0; usize::try_from(head.payload_len()).unwrap_or(0)];
-        if !read_whole(&mut file, &mut payload)? || !head.matches(&payload) {
+        if !read_whole(file, &mut payload)? || !head.matches(&payload) {
             return Ok(None);
         }
         Ok(Some(payload.into()))
     }
 
     /// Puts `contents` in the key's place, whole or not at all.
+    ///
+    /// Whoever has the file open that is there keeps it open meanwhile: to be rid of it may take a wait
+    /// for the disk, which is not to happen during the rename, with the directory locked.
     pub(super) fn write(
         &self,
         key: &SessionKey,
@@ -323,7 +326,7 @@ fn older(meta: &fs::Metadata, age: Duration) -> bool {
 }
 
 /// Fills `buffer`, or says `false` where the file ends too early.
-fn read_whole(file: &mut File, buffer: &mut [u8]) -> Result<bool, StoreError> {
+fn read_whole(mut file: &File, buffer: &mut [u8]) -> Result<bool, StoreError> {
     match file.read_exact(buffer) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(false),

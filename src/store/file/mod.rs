@@ -334,7 +334,7 @@ impl SessionStore for FileStore {
             let Some(ttl) = Now::read().remaining(head.expiry) else {
                 return Ok(None);
             };
-            match shared.dir.payload(&head, file)? {
+            match shared.dir.payload(&head, &file)? {
                 Some(payload) => Ok(Some(Record::new(head.revision, payload, ttl))),
                 None => Err(corrupt(Unreadable::Garbage)),
             }
@@ -392,7 +392,7 @@ impl SessionStore for FileStore {
                     Ok(UpdateOutcome::Gone)
                 }
                 Found::Record(head, _) if head.revision != seen => Ok(UpdateOutcome::Conflict),
-                Found::Record(..) => {
+                Found::Record(_, _old) => {
                     let contents = draft.seal(key, now.expiry(ttl));
                     shared
                         .dir
@@ -423,7 +423,7 @@ impl SessionStore for FileStore {
                 Found::Record(head, file) => {
                     let payload = shared
                         .dir
-                        .payload(&head, file)?
+                        .payload(&head, &file)?
                         .ok_or_else(|| corrupt(Unreadable::Garbage))?;
                     let contents = Draft::new(seen, &payload).seal(key, now.expiry(ttl));
                     shared.dir.write(key, &contents, shared.is_durable(false))?;

@@ -125,9 +125,9 @@ fn is_true(format: Format, value: &[u8]) -> bool {
     }
 }
 
-/// The layer's limit for a store that takes so many bytes.
+/// The layer's limits for a store that takes so many bytes, and forgets what has expired.
 pub(super) fn store_limits(max: usize) -> StoreLimits {
-    StoreLimits::new(max.saturating_sub(SLACK))
+    StoreLimits::new(max.saturating_sub(SLACK)).with_own_expiry(true)
 }
 
 /// What the bytes are compared by.

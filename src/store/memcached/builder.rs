@@ -213,6 +213,7 @@ impl Settings {
                 prefix: self.prefix,
                 limits: StoreLimits::new(self.max_payload)
                     .with_eviction(true)
+                    .with_own_expiry(true)
                     .with_timeout(self.timeout),
                 timeout: self.timeout,
             }),
@@ -252,7 +253,9 @@ mod tests {
         let limits = StoreLimits::new(9).with_eviction(true);
         assert_eq!(
             store.limits(),
-            limits.with_timeout(Duration::from_millis(20))
+            limits
+                .with_own_expiry(true)
+                .with_timeout(Duration::from_millis(20))
         );
         let shown = format!("{store:?}");
         for part in ["\"a:11211\", \"b:1\"", "\"p:\"", "20ms"] {

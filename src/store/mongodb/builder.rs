@@ -195,7 +195,9 @@ impl MongoStoreBuilder {
                 collection: with(ordinary),
                 durable: with(durable),
                 index: Index::new(self.create_index.unwrap_or(true)),
-                limits: StoreLimits::new(largest).with_timeout(timeout),
+                limits: StoreLimits::new(largest)
+                    .with_own_expiry(true)
+                    .with_timeout(timeout),
                 timeout,
             }),
         })

@@ -158,7 +158,9 @@ impl RedisStore {
             shared: Arc::new(Shared {
                 route,
                 prefix: settings.prefix,
-                limits: StoreLimits::new(settings.max_payload).with_timeout(settings.timeout),
+                limits: StoreLimits::new(settings.max_payload)
+                    .with_own_expiry(true)
+                    .with_timeout(settings.timeout),
                 timeout: settings.timeout,
                 scripts: Scripts::new(),
                 clock: Clock::new(),

@@ -3,16 +3,14 @@
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{AsyncCommands, Script};
 use axum::Router;
-use axum::extract::State;
 use axum::routing::get;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
+use super::{Floor, MONTH, revision, subject};
 use crate::Place;
 use crate::server::{Folder, Server, free_port, program};
-use crate::subject::{PAYLOAD, Subject, found, key, new_key, new_keys};
-
-const MONTH: u64 = 31 * 24 * 3600 * 1000;
+use crate::subject::{Subject, found};
 
 pub async fn open() -> Place {
     let folder = Folder::new("bench-redis");
@@ -37,89 +35,74 @@ pub async fn open() -> Place {
     let url = format!("redis://127.0.0.1:{port}");
     Place {
         name: "redis",
+        note: "redis-server without persistence, one multiplexed connection.",
         subjects: vec![
-            floor(&url).await,
+            subject(Bare::connect(&url).await).await,
             Subject::session_layer(&url).await,
             tower_sessions(port).await,
         ],
-        _keeps: vec![Box::new(server)],
+        _keeps: Box::new(server),
     }
 }
 
 #[derive(Clone)]
-struct Floor {
+struct Bare {
     connection: ConnectionManager,
     script: Script,
 }
 
-async fn floor(url: &str) -> Subject {
-    let client = ::redis::Client::open(format!("{url}?protocol=resp3")).expect("a client");
-    let config = ConnectionManagerConfig::new();
-    let connection = ConnectionManager::new_with_config(client, config).await;
-    let floor = Floor {
-        connection: connection.expect("a connection"),
-        script: Script::new(
-            "local c = redis.call('GETRANGE', KEYS[1], 1, 16) \
-             if c == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end \
-             return 0",
-        ),
-    };
-    let cookies = new_keys();
-    for cookie in &cookies {
-        let mut connection = floor.connection.clone();
-        let key = cookie.to_str().expect("ASCII");
-        let value = vec![b'x'; 17 + PAYLOAD];
-        let () = connection.pset_ex(key, value, MONTH).await.expect("SET");
-    }
-    let router = Router::new()
-        .route("/read", get(read))
-        .route("/read-write", get(read_write))
-        .route("/create", get(create))
-        .with_state(floor);
-    Subject {
-        name: "bare driver",
-        router,
-        cookies,
+impl Bare {
+    async fn connect(url: &str) -> Self {
+        let client = ::redis::Client::open(format!("{url}?protocol=resp3")).expect("a client");
+        let config = ConnectionManagerConfig::new();
+        let connection = ConnectionManager::new_with_config(client, config).await;
+        Self {
+            connection: connection.expect("a connection"),
+            script: Script::new(
+                "local c = redis.call('GETRANGE', KEYS[1], 1, 16) \
+                 if c == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end \
+                 return 0",
+            ),
+        }
     }
 }
 
-async fn load(connection: &mut ConnectionManager, key: &str) -> Option<Bytes> {
-    connection.get(key).await.ok().flatten()
-}
+impl Floor for Bare {
+    type Seen = Bytes;
 
-async fn read(State(mut floor): State<Floor>, headers: HeaderMap) -> StatusCode {
-    found(load(&mut floor.connection, key(&headers)).await)
-}
+    async fn load(&self, key: &str) -> Option<Bytes> {
+        self.connection.clone().get(key).await.expect("GET")
+    }
 
-async fn read_write(State(mut floor): State<Floor>, headers: HeaderMap) -> StatusCode {
-    let key = key(&headers);
-    let Some(old) = load(&mut floor.connection, key).await else {
-        return StatusCode::NOT_FOUND;
-    };
-    let mut new = BytesMut::from(&old[..]);
-    new[1..17].copy_from_slice(&rand::random::<[u8; 16]>());
-    let mut invocation = floor.script.key(key);
-    invocation.arg(&old[1..17]).arg(&new[..]).arg(MONTH);
-    let written: Result<u8, _> = invocation.invoke_async(&mut floor.connection).await;
-    match written {
-        Ok(1) => StatusCode::OK,
-        Ok(_) => StatusCode::CONFLICT,
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    async fn update(&self, key: &str, seen: Bytes) -> bool {
+        let mut new = BytesMut::from(&seen[..]);
+        new[1..17].copy_from_slice(&revision());
+        let mut invocation = self.script.key(key);
+        invocation.arg(&seen[1..17]).arg(&new[..]).arg(lifetime());
+        let mut connection = self.connection.clone();
+        invocation
+            .invoke_async(&mut connection)
+            .await
+            .expect("EVALSHA")
+    }
+
+    async fn create(&self, key: &str, payload: usize) -> bool {
+        let mut command = ::redis::cmd("SET");
+        command
+            .arg(key)
+            .arg(vec![b'x'; 17 + payload])
+            .arg("NX")
+            .arg("PX")
+            .arg(lifetime());
+        let mut connection = self.connection.clone();
+        // `OK`, or nothing.
+        let set: Option<String> = command.query_async(&mut connection).await.expect("SET");
+        set.is_some()
     }
 }
 
-async fn create(State(mut floor): State<Floor>) -> StatusCode {
-    let mut command = ::redis::cmd("SET");
-    command
-        .arg(new_key())
-        .arg([b'x'; 60].as_slice())
-        .arg("NX")
-        .arg("PX")
-        .arg(MONTH);
-    match command.query_async(&mut floor.connection).await {
-        Ok(()) => StatusCode::OK,
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    }
+fn lifetime() -> u64 {
+    MONTH.as_millis() as u64
 }
 
 async fn tower_sessions(port: u16) -> Subject {
