@@ -115,6 +115,11 @@ pub use crate::user::UserSession;
 #[doc = include_str!("../docs/from-tower-sessions.md")]
 struct FromTowerSessions;
 
+/// The examples of the guide to users.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/users.md")]
+struct Users;
+
 /// The examples of the guide to the settings.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/configuration.md")]
@@ -131,11 +136,6 @@ struct Configuration;
 ))]
 #[doc = include_str!("../docs/stores.md")]
 struct Stores;
-
-/// The examples of the guide to users.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/users.md")]
-struct Users;
 
 /// The README, whose example is compiled with the documentation tests.
 #[cfg(all(doctest, feature = "axum", feature = "sqlite"))]
