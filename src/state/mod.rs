@@ -3,6 +3,8 @@
 mod draft;
 mod login;
 mod plan;
+mod renewal;
+mod size;
 mod work;
 
 use std::time::Duration;
@@ -10,13 +12,14 @@ use std::time::Duration;
 pub(crate) use self::draft::{Draft, Settled};
 pub(crate) use self::login::Owner;
 pub(crate) use self::plan::{CookieAction, Plan, StoreAction};
+pub(crate) use self::renewal::{full_ttl, is_cookie_due, is_due};
 use self::work::Attempt;
 pub(crate) use self::work::{Outcome, Reread, Work};
-use crate::config::{MAX_LIFETIME, Policy};
+use crate::config::Policy;
 use crate::edits::{self, Batch, Updater};
-use crate::error::{SessionError, SessionErrorKind};
+use crate::error::SessionError;
 use crate::id::{SessionId, SessionKey};
-use crate::payload::{self, META_KEY, Meta, Payload, Value};
+use crate::payload::{self, Meta, Payload, Value};
 use crate::store::Record;
 
 /// Whose session it is.
@@ -378,53 +381,6 @@ impl State {
         before == value.map(|value| &value[..])
     }
 
-    fn make_room(
-        &mut self,
-        key: &str,
-        before: Option<usize>,
-        value: usize,
-        policy: &Policy,
-    ) -> Result<(), SessionError> {
-        let refuse = |message| Err(SessionError::new(SessionErrorKind::Encode, message));
-        if key == META_KEY {
-            return refuse(format!("the key {META_KEY:?} is reserved"));
-        }
-        let (old_count, old_size) =
-            before.map_or((0, 0), |before| (1, self.written_len(key, before)));
-        let count = self.count - old_count + 1;
-        let size = self.size - old_size + self.written_len(key, value);
-        if count > policy.limits.keys {
-            return refuse(format!("a session has at most {} keys", policy.limits.keys));
-        }
-        let bound = payload::size_bound(count, size) + self.user_bound();
-        if bound > policy.limits.bytes {
-            return refuse(format!(
-                "the session would take {bound} bytes; at most {} are allowed",
-                policy.limits.bytes
-            ));
-        }
-        (self.count, self.size) = (count, size);
-        Ok(())
-    }
-
-    fn written_len(&self, key: &str, value: usize) -> usize {
-        payload::key_len(self.format(), key) + value
-    }
-
-    fn measure(&mut self) {
-        if self.batches.is_empty() {
-            (self.count, self.size) = (self.base.len(), self.base.data_len());
-            return;
-        }
-        let entries = self.entries();
-        let lengths = entries.iter();
-        let size = lengths
-            .map(|(key, value)| self.written_len(key, value.len()))
-            .sum();
-        let count = entries.len();
-        (self.count, self.size) = (count, size);
-    }
-
     fn has_edits(&self) -> bool {
         if !self.attempts.is_empty() {
             return true;
@@ -504,40 +460,6 @@ impl State {
     pub(crate) fn is_permanent(&self, policy: &Policy) -> bool {
         self.meta.permanent.unwrap_or(policy.permanent)
     }
-}
-
-/// How long a session is to live from `now` on: its idle lifetime, cut short by the absolute one.
-/// `None` if that is over.
-pub(crate) fn full_ttl(policy: &Policy, meta: &Meta, now: u64) -> Option<Duration> {
-    let idle = meta
-        .lifetime
-        .map_or(policy.idle, Duration::from_millis)
-        .min(MAX_LIFETIME);
-    let ttl = match policy.absolute {
-        None => idle,
-        Some(absolute) => {
-            let age = Duration::from_millis(now.saturating_sub(meta.created.unwrap_or(now)));
-            idle.min(absolute.checked_sub(age)?)
-        }
-    };
-    let ttl = match &meta.user {
-        None => ttl,
-        Some(user) => ttl.min(login::time_left(user, now)?),
-    };
-    (!ttl.is_zero()).then_some(ttl)
-}
-
-/// Whether so much of `full` has passed that it is to be renewed.
-pub(crate) fn is_due(policy: &Policy, full: Duration, passed: Duration) -> bool {
-    policy.refresh_share == 0.0 || passed.as_secs_f64() > full.as_secs_f64() * policy.refresh_share
-}
-
-/// The same for a cookie of this age. Where reading renews nothing, writing does.
-pub(crate) fn is_cookie_due(policy: &Policy, full: Duration, age: Duration) -> bool {
-    if policy.renews_by_reading() {
-        return is_due(policy, full, age);
-    }
-    age > full / 10
 }
 
 #[cfg(test)]
