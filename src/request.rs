@@ -48,10 +48,16 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    fn new(state: State) -> Box<Self> {
-        Box::new(Self {
-            state: Mutex::new(state),
-        })
+    /// Made where it is to stay: it is large, and what was just written is slow to move.
+    #[inline]
+    fn new(state: impl FnOnce() -> State) -> Box<Self> {
+        let place = Box::new_uninit();
+        Box::write(
+            place,
+            Self {
+                state: Mutex::new(state()),
+            },
+        )
     }
 
     pub(crate) fn state(&self) -> StateGuard<'_> {
@@ -120,7 +126,7 @@ impl Inner {
             if self.loaded().is_none() {
                 let found = match &self.source {
                     Source::Cookies(CookieHeaders::None) => {
-                        Ok(Loaded::new(State::new(&self.shared.policy)))
+                        Ok(Loaded::new(|| State::new(&self.shared.policy)))
                     }
                     Source::Cookies(cookies) => self.find(cookies).await,
                     Source::Key(key) => Box::pin(self.look_up(key)).await,
@@ -198,7 +204,9 @@ impl Inner {
             });
         let carried_cookie = self.carries_cookie();
         let policy = &self.shared.policy;
-        Ok(Loaded::new(State::empty(policy, identity, carried_cookie)))
+        Ok(Loaded::new(|| {
+            State::empty(policy, identity, carried_cookie)
+        }))
     }
 
     /// The first of the cookies of our name that verifies, not counting those before `from`.
@@ -254,7 +262,7 @@ impl Inner {
             record: live.record,
             as_of: live.now,
         });
-        Loaded::new(State::read(identity, live.payload, live.meta, seen))
+        Loaded::new(|| State::read(identity, live.payload, live.meta, seen))
     }
 
     fn verify(&self, cookie: &[u8]) -> Option<Verified> {
@@ -269,7 +277,7 @@ impl Inner {
 
     async fn look_up(&self, key: &SessionKey) -> Result<Box<Loaded>, SessionError> {
         let found = self.shared.load(key).await?;
-        Ok(Loaded::new(match found {
+        Ok(Loaded::new(|| match found {
             Found::Live(live) => {
                 let identity = Identity::Stored(Stored {
                     id: None,
