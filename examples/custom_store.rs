@@ -92,7 +92,7 @@ impl SessionStore for MapStore {
     }
 
     fn limits(&self) -> StoreLimits {
-        StoreLimits::new(1 << 20)
+        StoreLimits::new(1 << 20).with_own_expiry(true)
     }
 }
 

@@ -81,8 +81,12 @@ async fn a_planned_failover_loses_nothing_that_was_answered_after_it() {
     let before = watched.primary();
     let load = Load::start(&store, 0..4).await;
     load.until_written(50).await;
-    let () = Wire::to(&watched.sentinel).ask("SENTINEL FAILOVER mymaster");
     tokio::task::block_in_place(|| {
+        // On a busy machine the sentinel may not have heard from the replica for a while.
+        servers::until("a replica to promote", || {
+            let asked = Wire::to(&watched.sentinel).try_ask::<()>("SENTINEL FAILOVER mymaster");
+            asked.is_ok()
+        });
         servers::until("the failover", || watched.primary() != before);
     });
     load.until_written_again(PATIENCE).await;
