@@ -262,9 +262,10 @@ impl Inner {
         let set_cookie = match (state.cookie(), state.identity()) {
             (CookieAction::Set, Identity::Stored(stored)) => {
                 let permanent = state.is_permanent(&self.shared.policy);
-                let left = stored.ttl_at(self.shared.now());
+                let now = self.shared.now();
+                let left = stored.ttl_at(now);
                 let id = stored.id.as_ref().filter(|_| !left.is_zero());
-                id.and_then(|id| self.shared.set_cookie(id, left, permanent))
+                id.and_then(|id| self.shared.set_cookie(id, now, left, permanent))
             }
             (CookieAction::Remove, _) => self.shared.cookie.remove(),
             (CookieAction::Set | CookieAction::Keep, _) => None,

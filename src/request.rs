@@ -157,6 +157,8 @@ impl Inner {
 
     pub(crate) fn apply_flush(&self) {
         if let Some(Ok(loaded)) = self.loaded()
+            // Looked at before, because a swap costs as much as a lock.
+            && self.flush_unloaded.load(Ordering::SeqCst)
             && self.flush_unloaded.swap(false, Ordering::SeqCst)
         {
             loaded.state().flush(&self.shared.policy);

@@ -162,10 +162,11 @@ impl Shared {
         }
     }
 
-    /// The cookie that gives the browser `id`, for `ttl` if it is to keep it.
+    /// The cookie that gives the browser `id`, from `now` on for `ttl` if it is to keep it.
     pub(crate) fn set_cookie(
         &self,
         id: &SessionId,
+        now: u64,
         ttl: Duration,
         permanent: bool,
     ) -> Option<HeaderValue> {
@@ -174,7 +175,7 @@ impl Shared {
         if let Some(value) = self.signer.sign_for_flask(id) {
             return self.cookie.set(&value, permanent.then_some(whole));
         }
-        let value = self.signer.sign(id, self.now())?;
+        let value = self.signer.sign(id, now)?;
         self.cookie.set(&value, permanent.then_some(whole))
     }
 }
