@@ -96,13 +96,6 @@ pub(super) fn encode<'a>(
     out
 }
 
-pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
-    out.push(b'{');
-    write_key(out, META_KEY);
-    write(out, fields);
-    out.push(b'}');
-}
-
 fn write_key(out: &mut Vec<u8>, key: &str) {
     write(out, key);
     out.push(b':');

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::Format;
 use crate::id::SessionKey;
 
 pub(crate) const META_KEY: &str = "_meta";
@@ -132,19 +131,4 @@ impl Fields<'_> {
             }),
         })
     }
-}
-
-/// The payload of a tombstone.
-pub(crate) fn tombstone(format: Format, successor: Option<&SessionKey>) -> Vec<u8> {
-    let fields = Fields {
-        ended: Some(true),
-        successor: successor.map(SessionKey::as_str),
-        ..Fields::default()
-    };
-    let mut out = Vec::with_capacity(MAX_ENCODED);
-    match format {
-        Format::Json => super::json::encode_tombstone(&mut out, &fields),
-        Format::MessagePack => super::msgpack::encode_tombstone(&mut out, &fields),
-    }
-    out
 }

@@ -15,10 +15,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::meta::{Head, META_KEY, Meta, User, tombstone};
-pub(crate) use self::plain::index_map;
+pub(crate) use self::meta::{Head, META_KEY, Meta, User};
 #[cfg(feature = "flask")]
 pub(crate) use self::plain::plain_map;
+pub(crate) use self::plain::{index_map, tombstone};
 use self::value::Buffer;
 pub(crate) use self::value::Value;
 use crate::error::{SessionError, SessionErrorKind};

@@ -296,12 +296,7 @@ pub(super) fn user_len(user: &str) -> usize {
     marker_len(4) + 4 + marker_len(user.len()) + user.len()
 }
 
-pub(super) fn encode_tombstone(out: &mut Vec<u8>, fields: &Fields<'_>) {
-    written(rmp::encode::write_map_len(out, 1).map(drop));
-    encode_meta(out, fields);
-}
-
-/// All but the user, who counts as an entry and comes last.
+/// The notes on a live session: all but the user, who counts as an entry and comes last.
 fn encode_meta(out: &mut impl io::Write, fields: &Fields<'_>) {
     let numbers = [
         ("created", fields.created),
@@ -309,14 +304,8 @@ fn encode_meta(out: &mut impl io::Write, fields: &Fields<'_>) {
         ("lifetime", fields.lifetime),
         ("authenticated", fields.authenticated),
     ];
-    let flags = [
-        ("permanent", fields.permanent),
-        ("ended", fields.ended),
-        ("index", fields.index),
-    ];
     let count = numbers.iter().filter(|(_, value)| value.is_some()).count()
-        + flags.iter().filter(|(_, value)| value.is_some()).count()
-        + usize::from(fields.successor.is_some())
+        + usize::from(fields.permanent.is_some())
         + usize::from(fields.user.is_some());
     written(rmp::encode::write_str(out, META_KEY));
     written(rmp::encode::write_map_len(out, count as u32).map(drop));
@@ -326,15 +315,9 @@ fn encode_meta(out: &mut impl io::Write, fields: &Fields<'_>) {
             written(rmp::encode::write_uint(out, value).map(drop));
         }
     }
-    for (name, value) in flags {
-        if let Some(value) = value {
-            written(rmp::encode::write_str(out, name));
-            let _ = rmp::encode::write_bool(out, value);
-        }
-    }
-    if let Some(successor) = fields.successor {
-        written(rmp::encode::write_str(out, "successor"));
-        written(rmp::encode::write_str(out, successor));
+    if let Some(permanent) = fields.permanent {
+        written(rmp::encode::write_str(out, "permanent"));
+        let _ = rmp::encode::write_bool(out, permanent);
     }
 }
 

@@ -4,6 +4,7 @@
 use super::Meta;
 use super::meta::Fields;
 use super::{Format, META_KEY};
+use crate::id::SessionKey;
 
 /// A map of `entries`, in their order, behind the layer's notes if there are any.
 #[cfg(feature = "flask")]
@@ -26,6 +27,16 @@ pub(crate) fn index_map<'a>(
         ..Fields::default()
     };
     map(format, Some(&fields), entries)
+}
+
+/// The payload of a tombstone: nothing but the layer's notes.
+pub(crate) fn tombstone(format: Format, successor: Option<&SessionKey>) -> Vec<u8> {
+    let fields = Fields {
+        ended: Some(true),
+        successor: successor.map(SessionKey::as_str),
+        ..Fields::default()
+    };
+    map(format, Some(&fields), std::iter::empty())
 }
 
 fn map<'a>(

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use super::work::{Attempt, merge};
+use super::work::{Attempt, lost_taken, merge};
 use super::{CookieAction, Ending, Identity, Plan, State, StoreAction, Stored, Work, full_ttl};
 use crate::config::Policy;
 use crate::edits::Batch;
-use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionId, SessionKey};
 use crate::payload::{Meta, Payload};
 use crate::store::{Record, Token};
@@ -211,11 +210,4 @@ impl State {
         self.measure();
         Some(work)
     }
-}
-
-pub(super) fn lost_taken() -> SessionError {
-    SessionError::new(
-        SessionErrorKind::Taken,
-        "a value that this request took was taken or changed by another",
-    )
 }

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use super::draft::lost_taken;
 use super::{CookieAction, Ending, Identity, Plan, State, Stored};
 use crate::config::Policy;
 use crate::edits::{self, Batch, Changes};
@@ -306,6 +305,13 @@ impl Work {
         let begins = self.rotate || self.stored.is_none();
         merge(&self.base, self.meta.clone(), &self.batches, begins, now)
     }
+}
+
+pub(super) fn lost_taken() -> SessionError {
+    SessionError::new(
+        SessionErrorKind::Taken,
+        "a value that this request took was taken or changed by another",
+    )
 }
 
 /// The batches laid over what was read. A session that `begins`, or begins anew under another id,
