@@ -621,6 +621,32 @@ async fn a_user_counts_for_the_size_of_a_session() {
     assert_eq!(Browser::default().get(&app.router, "/").await.status, 200);
 }
 
+/// What another user's session is followed by is as large as it will be in the format of new sessions.
+#[tokio::test]
+async fn a_user_counts_in_the_format_that_the_session_is_going_to_have() {
+    let name = "\u{1}".repeat(250);
+    let login = |name: &str| {
+        let name = name.to_owned();
+        get(async move |session: Session| session.login(&name))
+    };
+    let router = |name: &str| routes().route("/own", login(name));
+    let config = SessionConfig::default().with_max_payload(1000);
+    let before = app_with(router(&name), config.clone());
+    let mut browser = logged_in(&before, "ada").await;
+    let layer = SessionLayer::with_config(
+        before.store.clone(),
+        support::keys(),
+        config.with_format(Format::Json),
+    );
+    let clock = before.clock.clone();
+    let layer = layer.unwrap().with_clock(move || clock.now());
+    let after = router(&name).layer(layer);
+    let answer = browser.get(&after, "/own").await;
+    assert_ne!(answer.status, 200, "it could not be read again");
+    assert!(answer.sets_no_cookie());
+    assert_eq!(shown(&before, &browser).await, "ada: ");
+}
+
 #[tokio::test]
 async fn a_session_ends_400_days_after_its_login_however_much_it_is_used() {
     let app = app(routes());
