@@ -860,6 +860,49 @@ async fn a_list_whose_write_was_not_answered_is_looked_at_again() {
     }
 }
 
+/// A login's write of the list arrives, and the answer does not; before the list is read again, somebody
+/// else logs in.
+#[tokio::test]
+async fn two_logins_at_the_limit_do_not_end_each_other() {
+    for fault in [
+        Fault::FailAfter(StoreErrorKind::Timeout),
+        Fault::ConflictAfter,
+    ] {
+        let app = app_with(routes(), SessionConfig::default().with_sessions_per_user(1));
+        let zeroth = logged_in(&app, "ada").await;
+        app.store.fault(Verb::Update, fault);
+        let gate = Arc::new(tokio::sync::Notify::new());
+        // The list, the look at the other session, and the list again.
+        app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
+        app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
+        app.store.fault(Verb::Load, Fault::Wait(Arc::clone(&gate)));
+        let mut first = Browser::default();
+        let login = tokio::spawn(send(&app.router, first.request("/login/ada")));
+        while app.store.calls().last() != Some(&Verb::Load) || length(&app.store) < 2 {
+            tokio::task::yield_now().await;
+        }
+        // On another host, so that it does not wait in line.
+        let other = SessionLayer::with_config(
+            app.store.clone(),
+            support::keys(),
+            SessionConfig::default().with_sessions_per_user(1),
+        );
+        let clock = app.clock.clone();
+        let other = other.unwrap().with_clock(move || clock.now());
+        let mut second = Browser::default();
+        let router = routes().layer(other);
+        assert_eq!(second.get(&router, "/login/ada").await.status, 200);
+        gate.notify_one();
+        let answer = login.await.unwrap();
+        assert_eq!(answer.status, 200);
+        first.take(&answer);
+        assert_eq!(shown(&app, &zeroth).await, "nobody: ");
+        assert_eq!(shown(&app, &first).await, "nobody: ");
+        assert_eq!(shown(&app, &second).await, "ada: ", "the newest login");
+        assert_eq!(listed(&app, "ada").await.len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_login_whose_excess_cannot_be_ended_stands_and_the_next_one_ends_it() {
     let app = app_with(routes(), SessionConfig::default().with_sessions_per_user(1));

@@ -104,8 +104,13 @@ impl Index {
     }
 
     /// The oldest logins, so many that at most `limit` are left. Those in `keep` are not among them:
-    /// the first counts as one of those that are left, the others as gone.
+    /// the first counts as one of those that are left, the others as gone. Nor is a login that is
+    /// newer than the first: whoever has made that ends what it is too many for.
     pub(crate) fn beyond(&self, limit: usize, keep: &[SessionKey]) -> Vec<SessionKey> {
+        let first = self
+            .entries
+            .iter()
+            .find(|entry| Some(&entry.key) == keep.first());
         let others = self
             .entries
             .iter()
@@ -114,6 +119,7 @@ impl Index {
         others.sort_by_key(|entry| entry.at);
         let excess = (others.len() + 1).saturating_sub(limit);
         let oldest = others.iter().take(excess);
+        let oldest = oldest.filter(|entry| first.is_none_or(|first| entry.at < first.at));
         oldest.map(|entry| entry.key).collect()
     }
 }
@@ -180,6 +186,14 @@ mod tests {
         assert_eq!(index.beyond(3, &[key(9)]), [key(0)]);
         index.add_login(key(8), 1_900_000_000_000);
         assert_eq!(index.beyond(1, &[]), [0, 1, 2, 9, 8].map(key));
+    }
+
+    #[test]
+    fn a_login_ends_none_that_is_newer() {
+        let index = list(Format::Json, 0..4);
+        assert_eq!(index.beyond(1, &[key(2)]), [0, 1].map(key));
+        assert_eq!(index.beyond(3, &[key(2)]), [key(0)]);
+        assert_eq!(index.beyond(1, &[key(0)]), []);
     }
 
     #[test]
