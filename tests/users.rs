@@ -1008,6 +1008,51 @@ async fn a_list_that_nobody_can_read_is_begun_anew() {
 }
 
 #[tokio::test]
+async fn a_list_that_the_store_cannot_read_is_begun_anew() {
+    let corrupt = || Fault::Fail(StoreErrorKind::Corrupt);
+    for held_on_to in [false, true] {
+        let app = app(routes());
+        let mut browser = Browser::default();
+        browser.get(&app.router, "/cart/tea").await;
+        logged_in(&app, "ada").await;
+        let index = index(&app.store);
+        // The request's own.
+        app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
+        app.store.fault(Verb::Load, corrupt());
+        if held_on_to {
+            // `create` says that the place is taken.
+            app.store.fault(Verb::Load, corrupt());
+        } else {
+            app.store.records().remove(&index);
+        }
+        let sessions = app.layer.sessions();
+        let answer = browser.get(&app.router, "/login/ada").await;
+        assert_eq!(answer.status, 200, "{held_on_to}");
+        assert_eq!(shown(&app, &browser).await, "ada: cart");
+        assert_eq!(listed(&app, "ada").await.len(), 1);
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), 1);
+        // Until the next login, nobody says that all have been ended.
+        app.store.fault(Verb::Load, corrupt());
+        assert!(sessions.end_all_of("ada").await.is_err());
+    }
+    // A store that gives out nothing else is no store.
+    let app = app(routes());
+    logged_in(&app, "ada").await;
+    for _ in 0..3 {
+        app.store.fault(Verb::Load, corrupt());
+    }
+    app.store
+        .fault(Verb::Create, Fault::First(Arc::new(|_| {})));
+    for _ in 0..2 {
+        app.store.fault(Verb::Create, Fault::Taken);
+    }
+    let live = app.store.live();
+    let answer = Browser::default().get(&app.router, "/login/ada").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(app.store.live(), live);
+}
+
+#[tokio::test]
 async fn ending_all_tries_all_and_may_be_repeated() {
     let app = app(routes());
     for _ in 0..20 {

@@ -150,13 +150,25 @@ impl Commit<'_> {
         // The old session counts as gone: it is about to be.
         let kept: Vec<_> = std::iter::once(new).chain(old).copied().collect();
         let mut alive = HashMap::new();
-        let (mut first, mut failed) = (true, false);
+        let (mut first, mut failed, mut unreadable) = (true, false, 0);
         self.turn = None;
         if self.shared.queues.is_contended(&place) {
             self.queue(&place).await?;
         }
         let index = loop {
-            let (seen, mut index) = self.index(&place).await?;
+            let (seen, mut index) = match self.index(&place).await {
+                // It is begun anew: most stores replace what they cannot read, ...
+                Err(error) if unreadable < 2 && is(&error, StoreErrorKind::Corrupt) => {
+                    unreadable += 1;
+                    if unreadable == 2 {
+                        // ... and the others call the place taken.
+                        let store = self.shared.store.as_dyn();
+                        self.call(&place, store.delete(&place)).await?;
+                    }
+                    (None, Index::new(self.shared.policy.format))
+                }
+                found => found?,
+            };
             // A write whose answer was lost had arrived.
             if index.contains(new) {
                 break index;
