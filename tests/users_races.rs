@@ -154,6 +154,59 @@ async fn ending_all_is_final_against_a_logout() {
     ending_all_against("/logout", true).await;
 }
 
+/// How many are logged in, of those who were before and those who have been answered.
+async fn alive<'a>(router: &Router, cookies: impl IntoIterator<Item = &'a String>) -> usize {
+    let mut alive = 0;
+    for cookie in cookies {
+        alive += usize::from(user_of(router, cookie).await == "ada");
+    }
+    alive
+}
+
+/// Orders of two requests, by `by`: one of so many browsers in which ada is logged in, or another one.
+/// In the end as many sessions are there as the limit allows.
+async fn at_the_limit(limit: usize, before: usize, requests: [(Option<usize>, &'static str); 2]) {
+    let place = Backend::Memory.new_place().await;
+    let (router, sessions) = app(place.store.clone(), limit);
+    let gated = match limit {
+        1 => |store| app(store, 1).0,
+        _ => |store| app(store, 2).0,
+    };
+    let (mut schedule, mut orders) = (Some(Vec::new()), 0);
+    while let Some(at) = schedule
+        && orders < 200
+    {
+        let mut browsers = vec![Browser::default(); before + 1];
+        for browser in &mut browsers[..before] {
+            browser.get(&router, "/login/ada").await;
+        }
+        let what = format!("{limit} {before} {requests:?} {at:?}");
+        let requests = requests.map(|(by, path)| (&browsers[by.unwrap_or(before)], path));
+        let (answers, choices) = in_order(&place.store, gated, &requests, &at).await;
+        let what = format!("{what}: {answers:?}");
+        assert!(answers.iter().all(|answer| answer.status == 200), "{what}");
+        let mut cookies: Vec<_> = browsers[..before].iter().map(Browser::cookie).collect();
+        let answered = answers.iter().filter(|answer| !answer.sets_no_cookie());
+        cookies.extend(answered.map(support::Answer::set_value));
+        assert_eq!(alive(&router, &cookies).await, limit, "{what}");
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), limit, "{what}");
+        schedule = next_schedule(&choices);
+        orders += 1;
+    }
+}
+
+/// A session that is getting a new id is listed under both keys for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_with_two_keys_counts_once_and_is_not_ended_for_its_old_one() {
+    let login = (None, "/login/ada");
+    for again in ["/login/ada", "/rotate"] {
+        at_the_limit(1, 1, [login, (Some(0), again)]).await;
+        at_the_limit(2, 1, [login, (Some(0), again)]).await;
+        at_the_limit(2, 2, [login, (Some(1), again)]).await;
+        at_the_limit(2, 2, [(Some(0), "/login/ada"), (Some(1), again)]).await;
+    }
+}
+
 /// Two applications with the same sessions. What is in memory they share; the others are opened twice.
 async fn two(backend: Backend, limit: usize) -> (Place, [(Router, Sessions); 2]) {
     let place = backend.new_place().await;

@@ -7,7 +7,7 @@ mod several;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-pub(crate) use self::index::{Index, ROOM};
+pub(crate) use self::index::{Entry, Index, ROOM};
 pub(crate) use self::several::{AT_ONCE, all};
 use crate::commit::users;
 use crate::error::{SessionError, SessionErrorKind};
@@ -250,10 +250,7 @@ async fn end(shared: &Shared, user: &str, keep: Option<SessionKey>) -> Result<us
     let keys: Vec<_> = index.keys().filter(|key| !kept.contains(key)).collect();
     let (mut ended, mut dead, mut failed) = (0, Vec::new(), None);
     for keys in keys.chunks(AT_ONCE) {
-        let ends = all(keys
-            .iter()
-            .map(|key| users::end(shared, user, *key, &kept, None)))
-        .await;
+        let ends = all(keys.iter().map(|key| users::end(shared, user, *key, &kept))).await;
         for (key, end) in keys.iter().zip(ends) {
             match end {
                 Ok(was_live) => {
