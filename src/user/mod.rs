@@ -55,8 +55,8 @@ impl UserSession {
 
     /// When the session was last renewed, in the store or by a change: the last use, or up to the
     /// refresh share (a tenth, by default) of the idle timeout before it. Close to the end that an
-    /// absolute timeout sets it may be too early by up to the idle timeout; it is never before
-    /// [`created_at`](Self::created_at).
+    /// absolute timeout sets, or to the 400 days that a login lasts, it may be too early by up to the
+    /// idle timeout; it is never before [`created_at`](Self::created_at).
     #[must_use]
     pub fn last_seen(&self) -> SystemTime {
         time(self.seen).unwrap_or(SystemTime::UNIX_EPOCH)
@@ -109,8 +109,8 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// As for [`of_user`](Self::of_user). All sessions have been tried; some may still be there. To
-    /// repeat it is safe.
+    /// As for [`of_user`](Self::of_user). All sessions have been tried, unless the list could not be
+    /// read; some may still be there. To repeat it is safe.
     ///
     /// # Examples
     ///
