@@ -14,8 +14,10 @@ use axum::extract::Path;
 use axum::routing::get;
 use backends::{ALL, Backend, Place};
 use gates::{Gated, in_order, next_schedule};
-use session_layer::store::SessionStore;
-use session_layer::{Session, SessionConfig, SessionError, SessionKey, SessionLayer, Sessions};
+use session_layer::store::{SessionStore, SqliteStore};
+use session_layer::{
+    AnyStore, Session, SessionConfig, SessionError, SessionInfo, SessionKey, SessionLayer, Sessions,
+};
 use support::{Browser, send};
 
 /// An application, and its sessions.
@@ -306,6 +308,48 @@ async fn what_is_ended_in_one_application_has_ended_at_the_next_request_in_the_o
             "{backend:?}"
         );
         assert_eq!(user_of(&far, &cookies[4]).await, "bob");
+    }
+}
+
+/// Its file is damaged, or it was written when the store allowed more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_its_store_can_no_longer_read_is_begun_anew() {
+    for backend in [Backend::File, Backend::Sqlite] {
+        let place = backend.new_place().await;
+        let (router, _) = app(place.store.clone(), 100);
+        for _ in 0..40 {
+            Browser::default().get(&router, "/login/ada").await;
+        }
+        let store = match backend {
+            Backend::File => {
+                let mut damaged = 0;
+                for file in std::fs::read_dir(place.path().join("sessions")).unwrap() {
+                    let file = file.unwrap();
+                    let Ok(key) = file.file_name().to_str().unwrap().parse() else {
+                        continue;
+                    };
+                    let record = place.store.load(&key).await.unwrap().unwrap();
+                    if SessionInfo::of(&record).unwrap().is_user_index() {
+                        std::fs::write(file.path(), "garbage").unwrap();
+                        damaged += 1;
+                    }
+                }
+                assert_eq!(damaged, 1);
+                place.store.clone()
+            }
+            _ => {
+                let smaller = SqliteStore::builder(place.path().join("sessions.db"));
+                AnyStore::new(smaller.with_max_payload(1000).open().await.unwrap())
+            }
+        };
+        let (router, sessions) = app(store, 100);
+        assert!(sessions.end_all_of("ada").await.is_err(), "{backend:?}");
+        let mut browser = Browser::default();
+        let answer = browser.get(&router, "/login/ada").await;
+        assert_eq!(answer.status, 200, "{backend:?}");
+        assert_eq!(user_of(&router, &browser.cookie()).await, "ada");
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), 1, "{backend:?}");
+        assert_eq!(user_of(&router, &browser.cookie()).await, "nobody");
     }
 }
 
