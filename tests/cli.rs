@@ -512,6 +512,8 @@ async fn all_of_a_users_sessions_are_revoked_by_name_also_in_a_copy() {
         run(&["revoke", &copy, "--user", "bob"]).with_status(0).out,
         "ended 0 sessions\n"
     );
+    let hyphen = run(&["revoke", &copy, "--user=-ada"]).with_status(0);
+    assert_eq!(hyphen.out, "ended 0 sessions\n");
     for misuse in [
         &["--user", "ada", "--all", "--yes"][..],
         &["--user", "ada", index],

@@ -621,6 +621,32 @@ async fn a_user_counts_for_the_size_of_a_session() {
     assert_eq!(Browser::default().get(&app.router, "/").await.status, 200);
 }
 
+/// What another user's session is followed by is as large as it will be in the format of new sessions.
+#[tokio::test]
+async fn a_user_counts_in_the_format_that_the_session_is_going_to_have() {
+    let name = "\u{1}".repeat(250);
+    let login = |name: &str| {
+        let name = name.to_owned();
+        get(async move |session: Session| session.login(&name))
+    };
+    let router = |name: &str| routes().route("/own", login(name));
+    let config = SessionConfig::default().with_max_payload(1000);
+    let before = app_with(router(&name), config.clone());
+    let mut browser = logged_in(&before, "ada").await;
+    let layer = SessionLayer::with_config(
+        before.store.clone(),
+        support::keys(),
+        config.with_format(Format::Json),
+    );
+    let clock = before.clock.clone();
+    let layer = layer.unwrap().with_clock(move || clock.now());
+    let after = router(&name).layer(layer);
+    let answer = browser.get(&after, "/own").await;
+    assert_ne!(answer.status, 200, "it could not be read again");
+    assert!(answer.sets_no_cookie());
+    assert_eq!(shown(&before, &browser).await, "ada: ");
+}
+
 #[tokio::test]
 async fn a_session_ends_400_days_after_its_login_however_much_it_is_used() {
     let app = app(routes());
@@ -834,6 +860,49 @@ async fn a_list_whose_write_was_not_answered_is_looked_at_again() {
     }
 }
 
+/// A login's write of the list arrives, and the answer does not; before the list is read again, somebody
+/// else logs in.
+#[tokio::test]
+async fn two_logins_at_the_limit_do_not_end_each_other() {
+    for fault in [
+        Fault::FailAfter(StoreErrorKind::Timeout),
+        Fault::ConflictAfter,
+    ] {
+        let app = app_with(routes(), SessionConfig::default().with_sessions_per_user(1));
+        let zeroth = logged_in(&app, "ada").await;
+        app.store.fault(Verb::Update, fault);
+        let gate = Arc::new(tokio::sync::Notify::new());
+        // The list, the look at the other session, and the list again.
+        app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
+        app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
+        app.store.fault(Verb::Load, Fault::Wait(Arc::clone(&gate)));
+        let mut first = Browser::default();
+        let login = tokio::spawn(send(&app.router, first.request("/login/ada")));
+        while app.store.calls().last() != Some(&Verb::Load) || length(&app.store) < 2 {
+            tokio::task::yield_now().await;
+        }
+        // On another host, so that it does not wait in line.
+        let other = SessionLayer::with_config(
+            app.store.clone(),
+            support::keys(),
+            SessionConfig::default().with_sessions_per_user(1),
+        );
+        let clock = app.clock.clone();
+        let other = other.unwrap().with_clock(move || clock.now());
+        let mut second = Browser::default();
+        let router = routes().layer(other);
+        assert_eq!(second.get(&router, "/login/ada").await.status, 200);
+        gate.notify_one();
+        let answer = login.await.unwrap();
+        assert_eq!(answer.status, 200);
+        first.take(&answer);
+        assert_eq!(shown(&app, &zeroth).await, "nobody: ");
+        assert_eq!(shown(&app, &first).await, "nobody: ");
+        assert_eq!(shown(&app, &second).await, "ada: ", "the newest login");
+        assert_eq!(listed(&app, "ada").await.len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_login_whose_excess_cannot_be_ended_stands_and_the_next_one_ends_it() {
     let app = app_with(routes(), SessionConfig::default().with_sessions_per_user(1));
@@ -856,6 +925,28 @@ async fn a_login_whose_excess_cannot_be_ended_stands_and_the_next_one_ends_it() 
     for (browser, expected) in [(first, "nobody: "), (second, "nobody: "), (third, "ada: ")] {
         assert_eq!(shown(&app, &browser).await, expected);
     }
+}
+
+#[tokio::test]
+async fn a_login_whose_old_session_cannot_be_ended_stands_beside_it() {
+    let app = app(routes());
+    let mut browser = logged_in(&app, "ada").await;
+    let before = browser.clone();
+    // The list is written; the old session is not ended, nor at the second attempt.
+    app.store
+        .fault(Verb::Update, Fault::First(Arc::new(|_| {})));
+    for _ in 0..2 {
+        app.store
+            .fault(Verb::Update, Fault::Fail(StoreErrorKind::Unavailable));
+    }
+    let answer = browser.get(&app.router, "/login/ada").await;
+    assert_eq!(answer.status, 503);
+    assert_ne!(answer.set_value(), before.cookie());
+    assert_eq!(shown(&app, &browser).await, "ada: ");
+    assert_eq!(shown(&app, &before).await, "ada: ");
+    // Whoever ends all of them ends both.
+    assert_eq!(listed(&app, "ada").await.len(), 2);
+    assert_eq!(app.layer.sessions().end_all_of("ada").await.unwrap(), 2);
 }
 
 /// A process that dies at each call of a login in turn. What it leaves: no session that anybody knows
@@ -936,6 +1027,51 @@ async fn a_list_that_nobody_can_read_is_begun_anew() {
         assert_eq!(shown(&app, &browser).await, "ada: ");
         assert_eq!(listed(&app, "ada").await.len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_list_that_the_store_cannot_read_is_begun_anew() {
+    let corrupt = || Fault::Fail(StoreErrorKind::Corrupt);
+    for held_on_to in [false, true] {
+        let app = app(routes());
+        let mut browser = Browser::default();
+        browser.get(&app.router, "/cart/tea").await;
+        logged_in(&app, "ada").await;
+        let index = index(&app.store);
+        // The request's own.
+        app.store.fault(Verb::Load, Fault::First(Arc::new(|_| {})));
+        app.store.fault(Verb::Load, corrupt());
+        if held_on_to {
+            // `create` says that the place is taken.
+            app.store.fault(Verb::Load, corrupt());
+        } else {
+            app.store.records().remove(&index);
+        }
+        let sessions = app.layer.sessions();
+        let answer = browser.get(&app.router, "/login/ada").await;
+        assert_eq!(answer.status, 200, "{held_on_to}");
+        assert_eq!(shown(&app, &browser).await, "ada: cart");
+        assert_eq!(listed(&app, "ada").await.len(), 1);
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), 1);
+        // Until the next login, nobody says that all have been ended.
+        app.store.fault(Verb::Load, corrupt());
+        assert!(sessions.end_all_of("ada").await.is_err());
+    }
+    // A store that gives out nothing else is no store.
+    let app = app(routes());
+    logged_in(&app, "ada").await;
+    for _ in 0..3 {
+        app.store.fault(Verb::Load, corrupt());
+    }
+    app.store
+        .fault(Verb::Create, Fault::First(Arc::new(|_| {})));
+    for _ in 0..2 {
+        app.store.fault(Verb::Create, Fault::Taken);
+    }
+    let live = app.store.live();
+    let answer = Browser::default().get(&app.router, "/login/ada").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(app.store.live(), live);
 }
 
 #[tokio::test]

@@ -14,8 +14,10 @@ use axum::extract::Path;
 use axum::routing::get;
 use backends::{ALL, Backend, Place};
 use gates::{Gated, in_order, next_schedule};
-use session_layer::store::SessionStore;
-use session_layer::{Session, SessionConfig, SessionError, SessionKey, SessionLayer, Sessions};
+use session_layer::store::{SessionStore, SqliteStore};
+use session_layer::{
+    AnyStore, Session, SessionConfig, SessionError, SessionInfo, SessionKey, SessionLayer, Sessions,
+};
 use support::{Browser, send};
 
 /// An application, and its sessions.
@@ -154,6 +156,59 @@ async fn ending_all_is_final_against_a_logout() {
     ending_all_against("/logout", true).await;
 }
 
+/// How many are logged in, of those who were before and those who have been answered.
+async fn alive<'a>(router: &Router, cookies: impl IntoIterator<Item = &'a String>) -> usize {
+    let mut alive = 0;
+    for cookie in cookies {
+        alive += usize::from(user_of(router, cookie).await == "ada");
+    }
+    alive
+}
+
+/// Orders of two requests, by `by`: one of so many browsers in which ada is logged in, or another one.
+/// In the end as many sessions are there as the limit allows.
+async fn at_the_limit(limit: usize, before: usize, requests: [(Option<usize>, &'static str); 2]) {
+    let place = Backend::Memory.new_place().await;
+    let (router, sessions) = app(place.store.clone(), limit);
+    let gated = match limit {
+        1 => |store| app(store, 1).0,
+        _ => |store| app(store, 2).0,
+    };
+    let (mut schedule, mut orders) = (Some(Vec::new()), 0);
+    while let Some(at) = schedule
+        && orders < 200
+    {
+        let mut browsers = vec![Browser::default(); before + 1];
+        for browser in &mut browsers[..before] {
+            browser.get(&router, "/login/ada").await;
+        }
+        let what = format!("{limit} {before} {requests:?} {at:?}");
+        let requests = requests.map(|(by, path)| (&browsers[by.unwrap_or(before)], path));
+        let (answers, choices) = in_order(&place.store, gated, &requests, &at).await;
+        let what = format!("{what}: {answers:?}");
+        assert!(answers.iter().all(|answer| answer.status == 200), "{what}");
+        let mut cookies: Vec<_> = browsers[..before].iter().map(Browser::cookie).collect();
+        let answered = answers.iter().filter(|answer| !answer.sets_no_cookie());
+        cookies.extend(answered.map(support::Answer::set_value));
+        assert_eq!(alive(&router, &cookies).await, limit, "{what}");
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), limit, "{what}");
+        schedule = next_schedule(&choices);
+        orders += 1;
+    }
+}
+
+/// A session that is getting a new id is listed under both keys for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_with_two_keys_counts_once_and_is_not_ended_for_its_old_one() {
+    let login = (None, "/login/ada");
+    for again in ["/login/ada", "/rotate"] {
+        at_the_limit(1, 1, [login, (Some(0), again)]).await;
+        at_the_limit(2, 1, [login, (Some(0), again)]).await;
+        at_the_limit(2, 2, [login, (Some(1), again)]).await;
+        at_the_limit(2, 2, [(Some(0), "/login/ada"), (Some(1), again)]).await;
+    }
+}
+
 /// Two applications with the same sessions. What is in memory they share; the others are opened twice.
 async fn two(backend: Backend, limit: usize) -> (Place, [(Router, Sessions); 2]) {
     let place = backend.new_place().await;
@@ -253,6 +308,48 @@ async fn what_is_ended_in_one_application_has_ended_at_the_next_request_in_the_o
             "{backend:?}"
         );
         assert_eq!(user_of(&far, &cookies[4]).await, "bob");
+    }
+}
+
+/// Its file is damaged, or it was written when the store allowed more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_its_store_can_no_longer_read_is_begun_anew() {
+    for backend in [Backend::File, Backend::Sqlite] {
+        let place = backend.new_place().await;
+        let (router, _) = app(place.store.clone(), 100);
+        for _ in 0..40 {
+            Browser::default().get(&router, "/login/ada").await;
+        }
+        let store = match backend {
+            Backend::File => {
+                let mut damaged = 0;
+                for file in std::fs::read_dir(place.path().join("sessions")).unwrap() {
+                    let file = file.unwrap();
+                    let Ok(key) = file.file_name().to_str().unwrap().parse() else {
+                        continue;
+                    };
+                    let record = place.store.load(&key).await.unwrap().unwrap();
+                    if SessionInfo::of(&record).unwrap().is_user_index() {
+                        std::fs::write(file.path(), "garbage").unwrap();
+                        damaged += 1;
+                    }
+                }
+                assert_eq!(damaged, 1);
+                place.store.clone()
+            }
+            _ => {
+                let smaller = SqliteStore::builder(place.path().join("sessions.db"));
+                AnyStore::new(smaller.with_max_payload(1000).open().await.unwrap())
+            }
+        };
+        let (router, sessions) = app(store, 100);
+        assert!(sessions.end_all_of("ada").await.is_err(), "{backend:?}");
+        let mut browser = Browser::default();
+        let answer = browser.get(&router, "/login/ada").await;
+        assert_eq!(answer.status, 200, "{backend:?}");
+        assert_eq!(user_of(&router, &browser.cookie()).await, "ada");
+        assert_eq!(sessions.end_all_of("ada").await.unwrap(), 1, "{backend:?}");
+        assert_eq!(user_of(&router, &browser.cookie()).await, "nobody");
     }
 }
 

@@ -18,7 +18,7 @@ use crate::payload::{Head, Meta, Payload, tombstone};
 use crate::shared::{Shared, within};
 use crate::state::{Outcome, Owner, Work};
 use crate::store::{CreateOutcome, NewRecord, Record, UpdateOutcome};
-use crate::user::{AT_ONCE, Index, all};
+use crate::user::{AT_ONCE, Entry, Index, all};
 
 /// How many listed sessions a login or a rotation looks at, to find those that have ended.
 const LOOKS: usize = 2;
@@ -65,6 +65,14 @@ pub(crate) async fn find(
     }
 }
 
+/// What became of a session that was to be ended.
+enum End {
+    Ended,
+    /// It goes on under this key.
+    Rotated(SessionKey),
+    Gone,
+}
+
 /// Ends the session under `key`, or the one that it was rotated into, if it is `user`'s and none of
 /// `kept`. Answers whether there was one.
 pub(crate) async fn end(
@@ -72,29 +80,41 @@ pub(crate) async fn end(
     user: &str,
     mut key: SessionKey,
     kept: &[SessionKey],
-    deadline: Option<Instant>,
 ) -> Result<bool, SessionError> {
-    let mut commit = Commit::new(shared, deadline);
+    let deadline = Commit::new(shared, None).deadline;
     while !kept.contains(&key) {
-        let record = match commit.look(user, &key).await? {
-            Standing::Theirs(record, _) => record,
-            Standing::Rotated(successor) => {
-                commit.turn = None;
-                key = successor;
-                continue;
-            }
-            Standing::Gone => return Ok(false),
-        };
-        match commit.bury_of_user(&key, &record).await? {
-            UpdateOutcome::Updated(_) => {
-                tracing::debug!(session.key = %key, "session ended");
-                return Ok(true);
-            }
-            UpdateOutcome::Gone => return Ok(false),
-            UpdateOutcome::Conflict => commit.queue(&key).await?,
+        match end_alone(shared, user, &key, deadline).await? {
+            End::Ended => return Ok(true),
+            End::Rotated(successor) => key = successor,
+            End::Gone => return Ok(false),
         }
     }
     Ok(false)
+}
+
+/// Ends the session under `key` if it is `user`'s.
+async fn end_alone(
+    shared: &Shared,
+    user: &str,
+    key: &SessionKey,
+    deadline: Instant,
+) -> Result<End, SessionError> {
+    let mut commit = Commit::new(shared, Some(deadline));
+    loop {
+        let record = match commit.look(user, key).await? {
+            Standing::Theirs(record, _) => record,
+            Standing::Rotated(successor) => return Ok(End::Rotated(successor)),
+            Standing::Gone => return Ok(End::Gone),
+        };
+        match commit.bury_of_user(key, &record).await? {
+            UpdateOutcome::Updated(_) => {
+                tracing::debug!(session.key = %key, "session ended");
+                return Ok(End::Ended);
+            }
+            UpdateOutcome::Gone => return Ok(End::Gone),
+            UpdateOutcome::Conflict => commit.queue(key).await?,
+        }
+    }
 }
 
 impl Commit<'_> {
@@ -132,7 +152,7 @@ impl Commit<'_> {
         owner: &Owner,
         new: &SessionKey,
         old: Option<&SessionKey>,
-    ) -> Result<Vec<SessionKey>, SessionError> {
+    ) -> Result<Vec<Entry>, SessionError> {
         let listed = self.list(owner, new, old).await;
         self.turn = None;
         listed
@@ -143,20 +163,32 @@ impl Commit<'_> {
         owner: &Owner,
         new: &SessionKey,
         old: Option<&SessionKey>,
-    ) -> Result<Vec<SessionKey>, SessionError> {
+    ) -> Result<Vec<Entry>, SessionError> {
         let (user, at, login) = (&owner.user, owner.at, owner.logs_in);
         let place = SessionKey::of_user(user);
         let limit = self.shared.policy.sessions_per_user;
         // The old session counts as gone: it is about to be.
         let kept: Vec<_> = std::iter::once(new).chain(old).copied().collect();
         let mut alive = HashMap::new();
-        let (mut first, mut failed) = (true, false);
+        let (mut first, mut failed, mut unreadable) = (true, false, 0);
         self.turn = None;
         if self.shared.queues.is_contended(&place) {
             self.queue(&place).await?;
         }
         let index = loop {
-            let (seen, mut index) = self.index(&place).await?;
+            let (seen, mut index) = match self.index(&place).await {
+                // It is begun anew: most stores replace what they cannot read, ...
+                Err(error) if unreadable < 2 && is(&error, StoreErrorKind::Corrupt) => {
+                    unreadable += 1;
+                    if unreadable == 2 {
+                        // ... and the others call the place taken.
+                        let store = self.shared.store.as_dyn();
+                        self.call(&place, store.delete(&place)).await?;
+                    }
+                    (None, Index::new(self.shared.policy.format))
+                }
+                found => found?,
+            };
             // A write whose answer was lost had arrived.
             if index.contains(new) {
                 break index;
@@ -175,7 +207,7 @@ impl Commit<'_> {
             index.remove(|key| alive.get(key) == Some(&false));
             index.looked_at(|key| alive.contains_key(key));
             if login {
-                index.add_login(*new, at);
+                index.add_login(*new, old, at);
             } else {
                 index.add_rotated(*new, old, at);
             }
@@ -245,20 +277,36 @@ impl Commit<'_> {
     pub(super) async fn end_excess(
         &self,
         owner: &Owner,
-        excess: Vec<SessionKey>,
+        mut excess: Vec<Entry>,
         kept: &[SessionKey],
     ) -> Result<(), SessionError> {
         let user = &owner.user;
-        for keys in excess.chunks(AT_ONCE) {
-            let deadline = Some(self.deadline);
-            let ends = keys
-                .iter()
-                .map(|key| end(self.shared, user, *key, kept, deadline));
-            for (key, ended) in keys.iter().zip(all(ends).await) {
-                if ended? {
-                    tracing::info!(session.key = %key, "session ended: its user has too many");
+        let mut tried = Vec::from(kept);
+        while !excess.is_empty() {
+            let mut rotated = Vec::new();
+            for entries in excess.chunks(AT_ONCE) {
+                let ends = entries
+                    .iter()
+                    .map(|entry| end_alone(self.shared, user, &entry.key, self.deadline));
+                for (Entry { key, at }, ended) in entries.iter().zip(all(ends).await) {
+                    match ended? {
+                        End::Ended => {
+                            tracing::info!(session.key = %key, "session ended: its user has too many");
+                        }
+                        End::Rotated(_) => rotated.push(*at),
+                        End::Gone => {}
+                    }
                 }
             }
+            if rotated.is_empty() {
+                break;
+            }
+            // Its other key was listed before; as another login, if it was logged in to again: that
+            // one counts for itself.
+            tried.extend(excess.iter().map(|entry| entry.key));
+            let (_, index) = self.index(&SessionKey::of_user(user)).await?;
+            excess = index.of_logins(&rotated);
+            excess.retain(|entry| !tried.contains(&entry.key));
         }
         Ok(())
     }

@@ -29,12 +29,12 @@ impl State {
         policy: &Policy,
     ) -> Result<(), SessionError> {
         let others = self.user().is_some_and(|before| *before.name != *user);
-        let (count, size) = if others {
-            (0, 0)
+        let (count, size, format) = if others {
+            (0, 0, policy.format)
         } else {
-            (self.count, self.size)
+            (self.count, self.size, self.format())
         };
-        let bound = payload::size_bound(count, size) + payload::user_bound(self.format(), user);
+        let bound = payload::size_bound(count, size) + payload::user_bound(format, user);
         if bound > policy.limits.bytes {
             return Err(SessionError::new(
                 SessionErrorKind::Encode,

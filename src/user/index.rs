@@ -16,11 +16,12 @@ const LIMITS: Limits = Limits {
 pub(crate) const ROOM: usize = 128;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    key: SessionKey,
+pub(crate) struct Entry {
+    pub(crate) key: SessionKey,
     /// When its user logged in, in milliseconds since 1970; a little later where clocks differ, so
-    /// that no two logins are at the same time.
-    at: u64,
+    /// that no two logins are at the same time. Entries of one time are one session, which is getting
+    /// a new id or has got it.
+    pub(crate) at: u64,
 }
 
 /// A hint where to look for a user's sessions. Whose a session is, it says itself.
@@ -89,10 +90,17 @@ impl Index {
         self.entries.sort_by_key(|entry| was(&entry.key));
     }
 
-    /// Adds a session that its user has just logged in to: from now on the newest.
-    pub(crate) fn add_login(&mut self, key: SessionKey, now: u64) {
+    /// Adds a session that its user has just logged in to, in the place of `old`: from now on the
+    /// newest.
+    pub(crate) fn add_login(&mut self, key: SessionKey, old: Option<&SessionKey>, now: u64) {
         let newest = self.entries.iter().map(|entry| entry.at).max();
         let at = newest.map_or(now, |newest| now.max(newest.saturating_add(1)));
+        // Until it is buried it is listed beside the new one, and must not count twice.
+        for entry in &mut self.entries {
+            if Some(&entry.key) == old {
+                entry.at = at;
+            }
+        }
         self.entries.push(Entry { key, at });
     }
 
@@ -103,18 +111,30 @@ impl Index {
         self.entries.push(Entry { key, at });
     }
 
+    /// What is listed of these logins.
+    pub(crate) fn of_logins(&self, logins: &[u64]) -> Vec<Entry> {
+        let entries = self.entries.iter();
+        let found = entries.filter(|entry| logins.contains(&entry.at));
+        found.copied().collect()
+    }
+
     /// The oldest logins, so many that at most `limit` are left. Those in `keep` are not among them:
-    /// the first counts as one of those that are left, the others as gone.
-    pub(crate) fn beyond(&self, limit: usize, keep: &[SessionKey]) -> Vec<SessionKey> {
-        let others = self
-            .entries
-            .iter()
-            .filter(|entry| !keep.contains(&entry.key));
-        let mut others: Vec<_> = others.collect();
+    /// the first counts as one of those that are left, the others as gone. Nor is a login that is
+    /// newer than the first: whoever has made that ends what it is too many for.
+    pub(crate) fn beyond(&self, limit: usize, keep: &[SessionKey]) -> Vec<Entry> {
+        let entries = self.entries.iter();
+        let first = entries
+            .clone()
+            .find(|entry| Some(&entry.key) == keep.first());
+        let others = entries.filter(|entry| !keep.contains(&entry.key));
+        let mut others: Vec<_> = others.copied().collect();
         others.sort_by_key(|entry| entry.at);
-        let excess = (others.len() + 1).saturating_sub(limit);
-        let oldest = others.iter().take(excess);
-        oldest.map(|entry| entry.key).collect()
+        let sessions = || others.chunk_by(|one, next| one.at == next.at);
+        let excess = (sessions().count() + 1).saturating_sub(limit);
+        let oldest = sessions().take(excess).flatten().copied();
+        oldest
+            .filter(|entry| first.is_none_or(|first| entry.at < first.at))
+            .collect()
     }
 }
 
@@ -130,9 +150,14 @@ mod tests {
     fn list(format: Format, logins: impl IntoIterator<Item = u32>) -> Index {
         let mut index = Index::new(format);
         for n in logins {
-            index.add_login(key(n), 1_800_000_000_000);
+            index.add_login(key(n), None, 1_800_000_000_000);
         }
         index
+    }
+
+    fn beyond(index: &Index, limit: usize, keep: &[SessionKey]) -> Vec<SessionKey> {
+        let excess = index.beyond(limit, keep);
+        excess.iter().map(|entry| entry.key).collect()
     }
 
     #[test]
@@ -176,10 +201,35 @@ mod tests {
     #[test]
     fn a_login_is_the_newest_whatever_the_clock_says() {
         let mut index = list(Format::Json, 0..3);
-        index.add_login(key(9), 5);
-        assert_eq!(index.beyond(3, &[key(9)]), [key(0)]);
-        index.add_login(key(8), 1_900_000_000_000);
-        assert_eq!(index.beyond(1, &[]), [0, 1, 2, 9, 8].map(key));
+        index.add_login(key(9), None, 5);
+        assert_eq!(beyond(&index, 3, &[key(9)]), [key(0)]);
+        index.add_login(key(8), None, 1_900_000_000_000);
+        assert_eq!(beyond(&index, 1, &[]), [0, 1, 2, 9, 8].map(key));
+    }
+
+    #[test]
+    fn a_login_ends_none_that_is_newer() {
+        let index = list(Format::Json, 0..4);
+        assert_eq!(beyond(&index, 1, &[key(2)]), [0, 1].map(key));
+        assert_eq!(beyond(&index, 3, &[key(2)]), [key(0)]);
+        assert_eq!(beyond(&index, 1, &[key(0)]), []);
+    }
+
+    #[test]
+    fn a_session_that_is_listed_twice_counts_once_and_goes_whole() {
+        let mut index = list(Format::Json, 0..2);
+        index.add_rotated(key(7), Some(&key(0)), 5);
+        assert_eq!(beyond(&index, 3, &[key(9)]), []);
+        assert_eq!(beyond(&index, 2, &[key(9)]), [0, 7].map(key));
+        // Logged in to again, it is the newest under both keys.
+        index.add_login(key(8), Some(&key(1)), 5);
+        assert_eq!(beyond(&index, 2, &[key(9)]), [0, 7].map(key));
+        assert_eq!(beyond(&index, 1, &[key(9)]), [0, 7, 1, 8].map(key));
+        let [entry] = index.beyond(1, &[key(9)])[..1] else {
+            unreachable!()
+        };
+        let of_login = index.of_logins(&[entry.at]);
+        assert!(of_login.iter().map(|entry| entry.key).eq([0, 7].map(key)));
     }
 
     #[test]
@@ -187,10 +237,10 @@ mod tests {
         let mut index = list(Format::Json, 0..3);
         index.add_rotated(key(7), Some(&key(0)), 5);
         index.remove(|dead| *dead == key(0));
-        assert_eq!(index.beyond(3, &[key(9)]), [key(7)]);
+        assert_eq!(beyond(&index, 3, &[key(9)]), [key(7)]);
         // One that was not listed is as old as it says.
         index.add_rotated(key(6), Some(&key(99)), 5);
-        assert_eq!(index.beyond(4, &[key(9)]), [key(6)]);
+        assert_eq!(beyond(&index, 4, &[key(9)]), [key(6)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod several;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-pub(crate) use self::index::{Index, ROOM};
+pub(crate) use self::index::{Entry, Index, ROOM};
 pub(crate) use self::several::{AT_ONCE, all};
 use crate::commit::users;
 use crate::error::{SessionError, SessionErrorKind};
@@ -55,8 +55,8 @@ impl UserSession {
 
     /// When the session was last renewed, in the store or by a change: the last use, or up to the
     /// refresh share (a tenth, by default) of the idle timeout before it. Close to the end that an
-    /// absolute timeout sets it may be too early by up to the idle timeout; it is never before
-    /// [`created_at`](Self::created_at).
+    /// absolute timeout sets, or to the 400 days that a login lasts, it may be too early by up to the
+    /// idle timeout; it is never before [`created_at`](Self::created_at).
     #[must_use]
     pub fn last_seen(&self) -> SystemTime {
         time(self.seen).unwrap_or(SystemTime::UNIX_EPOCH)
@@ -109,8 +109,8 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// As for [`of_user`](Self::of_user). All sessions have been tried; some may still be there. To
-    /// repeat it is safe.
+    /// As for [`of_user`](Self::of_user). All sessions have been tried, unless the list could not be
+    /// read; some may still be there. To repeat it is safe.
     ///
     /// # Examples
     ///
@@ -250,10 +250,7 @@ async fn end(shared: &Shared, user: &str, keep: Option<SessionKey>) -> Result<us
     let keys: Vec<_> = index.keys().filter(|key| !kept.contains(key)).collect();
     let (mut ended, mut dead, mut failed) = (0, Vec::new(), None);
     for keys in keys.chunks(AT_ONCE) {
-        let ends = all(keys
-            .iter()
-            .map(|key| users::end(shared, user, *key, &kept, None)))
-        .await;
+        let ends = all(keys.iter().map(|key| users::end(shared, user, *key, &kept))).await;
         for (key, end) in keys.iter().zip(ends) {
             match end {
                 Ok(was_live) => {
