@@ -243,6 +243,64 @@ async fn a_saved_rotation_stands_after_a_server_error() {
     );
 }
 
+/// Whatever the handler makes of the error of its `save`: the old id has ended when a 200 leaves.
+#[tokio::test]
+async fn an_old_id_that_a_saved_rotation_could_not_end_is_ended_with_the_response() {
+    for still_down in [false, true] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        let old = browser.clone();
+        let store = fixture.app.store.clone();
+        let handler = move |session: Session| async move {
+            session.cycle_id();
+            let failures = if still_down { 3 } else { 2 };
+            for _ in 0..failures {
+                store.fault(Update, Fault::Fail(StoreErrorKind::Unavailable));
+            }
+            session.save().await.unwrap_err();
+        };
+        let router = Router::new().route("/", get(handler));
+        let router = router.layer(fixture.app.layer.clone()).with_state(());
+        let answer = browser.get(&router, "/").await;
+        assert_eq!(answer.status, if still_down { 503 } else { 200 });
+        answer.set_value();
+        // It goes on being tried after the response.
+        fixture.app.layer.drain().await;
+        let read = |browser: &Browser| {
+            let mut browser = browser.clone();
+            let router = fixture.app.router.clone();
+            async move { browser.get(&router, "/read").await.body }
+        };
+        assert_eq!(read(&old).await, "None", "{still_down}");
+        assert_eq!(read(&browser).await, "Some(1)", "{still_down}");
+        assert_eq!(fixture.app.store.live().len(), 1);
+    }
+}
+
+/// A logout that comes with the old id finds the session under the new one all the same.
+#[tokio::test]
+async fn an_old_id_that_is_ended_late_leads_a_logout_to_the_new_one() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let kept = Arc::clone(&fixture.kept);
+    browser.clone().get(&fixture.app.router, "/keep").await;
+    let late = kept.lock().unwrap().take().unwrap();
+    let handler = move |session: Session| async move {
+        session.cycle_id();
+        for _ in 0..2 {
+            store.fault(Update, Fault::Fail(StoreErrorKind::Unavailable));
+        }
+        session.save().await.unwrap_err();
+    };
+    let router = Router::new().route("/", get(handler));
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    assert_eq!(browser.clone().get(&router, "/").await.status, 200);
+    late.flush();
+    late.save().await.unwrap();
+    assert_eq!(fixture.app.store.live(), []);
+}
+
 #[tokio::test]
 async fn a_panic_drops_edits_but_not_a_logout() {
     let fixture = fixture();

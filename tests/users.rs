@@ -928,25 +928,36 @@ async fn a_login_whose_excess_cannot_be_ended_stands_and_the_next_one_ends_it() 
 }
 
 #[tokio::test]
-async fn a_login_whose_old_session_cannot_be_ended_stands_beside_it() {
-    let app = app(routes());
-    let mut browser = logged_in(&app, "ada").await;
-    let before = browser.clone();
-    // The list is written; the old session is not ended, nor at the second attempt.
-    app.store
-        .fault(Verb::Update, Fault::First(Arc::new(|_| {})));
-    for _ in 0..2 {
+async fn a_login_whose_old_session_cannot_be_ended_stands_and_goes_on_ending_it() {
+    for still_down in [false, true] {
+        let app = app(routes());
+        let mut browser = logged_in(&app, "ada").await;
+        let before = browser.clone();
+        // The list is written; the old session is not ended, nor at the second attempt.
         app.store
-            .fault(Verb::Update, Fault::Fail(StoreErrorKind::Unavailable));
+            .fault(Verb::Update, Fault::First(Arc::new(|_| {})));
+        let failures = if still_down { 3 } else { 2 };
+        for _ in 0..failures {
+            app.store
+                .fault(Verb::Update, Fault::Fail(StoreErrorKind::Unavailable));
+        }
+        let answer = browser.get(&app.router, "/login/ada").await;
+        assert_eq!(answer.status, 503);
+        assert_ne!(answer.set_value(), before.cookie());
+        assert_eq!(shown(&app, &browser).await, "ada: ");
+        // Once more, after the response; then it is left alone.
+        app.layer.drain().await;
+        let (shows, sessions) = if still_down {
+            ("ada: ", 2)
+        } else {
+            ("nobody: ", 1)
+        };
+        assert_eq!(shown(&app, &before).await, shows);
+        // Whoever ends all of them ends both.
+        assert_eq!(listed(&app, "ada").await.len(), sessions);
+        let ended = app.layer.sessions().end_all_of("ada").await.unwrap();
+        assert_eq!(ended, sessions);
     }
-    let answer = browser.get(&app.router, "/login/ada").await;
-    assert_eq!(answer.status, 503);
-    assert_ne!(answer.set_value(), before.cookie());
-    assert_eq!(shown(&app, &browser).await, "ada: ");
-    assert_eq!(shown(&app, &before).await, "ada: ");
-    // Whoever ends all of them ends both.
-    assert_eq!(listed(&app, "ada").await.len(), 2);
-    assert_eq!(app.layer.sessions().end_all_of("ada").await.unwrap(), 2);
 }
 
 /// A process that dies at each call of a login in turn. What it leaves: no session that anybody knows

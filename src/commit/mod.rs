@@ -102,15 +102,20 @@ impl<'a> Commit<'a> {
         }
     }
 
-    /// Ends a session, and the one that it was rotated into.
+    /// Ends a session, and the one that it was rotated into unless that is to stay.
     async fn end(&mut self, ending: Ending) -> Result<(), SessionError> {
-        let Ending { mut key, mut seen } = ending;
+        let Ending {
+            mut key,
+            mut seen,
+            successor: staying,
+        } = ending;
         loop {
             let record = match seen.take() {
                 Some(record) => record,
                 None => match self.read(&key).await? {
                     Found::Absent => break,
                     Found::Ended { successor: None } => break,
+                    Found::Ended { .. } if staying.is_some() => break,
                     Found::Ended {
                         successor: Some(successor),
                     } => {
@@ -121,7 +126,8 @@ impl<'a> Commit<'a> {
                     Found::Live(live) => live.record,
                 },
             };
-            match self.bury(&key, &record, None, Revision::generate()).await? {
+            let buried = self.bury(&key, &record, staying.as_ref(), Revision::generate());
+            match buried.await? {
                 UpdateOutcome::Updated(_) => break,
                 UpdateOutcome::Gone => break,
                 UpdateOutcome::Conflict => self.queue(&key).await?,

@@ -6,7 +6,7 @@ use super::{Commit, ended};
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionKey};
 use crate::shared::{Found, within};
-use crate::state::{Outcome, Reread, Stored, Work};
+use crate::state::{Ending, Outcome, Reread, Stored, Work};
 use crate::store::{NewRecord, Record, UpdateOutcome};
 
 /// Whether the old record of a rotation now names the new one.
@@ -67,7 +67,13 @@ impl Commit<'_> {
                     self.discard(&new.key).await;
                     return (Outcome::Failed, Err(error));
                 }
-                // The new record is whole and the old one may be gone: the browser needs the new id.
+                // The new record is whole and the old one may be gone: the browser needs the new id,
+                // and the old one is still to be ended.
+                work.endings.push(Ending {
+                    key: old.key,
+                    seen: Some(old.record),
+                    successor: Some(new.key),
+                });
                 (
                     Outcome::Stored {
                         stored: new,

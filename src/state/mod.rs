@@ -66,6 +66,18 @@ impl Stored {
 pub(crate) struct Ending {
     pub(crate) key: SessionKey,
     pub(crate) seen: Option<Record>,
+    /// Where the session goes on, if it is only the key that is to end.
+    pub(crate) successor: Option<SessionKey>,
+}
+
+impl Ending {
+    fn of(key: SessionKey, seen: Option<Record>) -> Self {
+        Self {
+            key,
+            seen,
+            successor: None,
+        }
+    }
 }
 
 pub(crate) struct State {
@@ -294,13 +306,11 @@ impl State {
     pub(crate) fn flush(&mut self, policy: &Policy) {
         match std::mem::replace(&mut self.identity, Identity::Anonymous) {
             Identity::Anonymous => {}
-            Identity::Ended(key) => self.endings.push(Ending { key, seen: None }),
+            Identity::Ended(key) => self.endings.push(Ending::of(key, None)),
             Identity::Stored(stored) => {
                 self.owes_removal |= stored.id.is_some();
-                self.endings.push(Ending {
-                    key: stored.key,
-                    seen: Some(stored.record),
-                });
+                let ending = Ending::of(stored.key, Some(stored.record));
+                self.endings.push(ending);
             }
         }
         self.owes_removal |= self.carried_cookie;

@@ -78,12 +78,12 @@ impl State {
         let flushed = self.flushes != work.flushes;
         match outcome {
             Outcome::Stored { stored, replayed } => {
+                // What a rotation could not end is still to be ended.
+                self.endings.append(&mut work.endings);
                 if flushed {
                     // What was just stored is what the flush was about.
-                    self.endings.push(Ending {
-                        key: stored.key,
-                        seen: Some(stored.record),
-                    });
+                    let ending = Ending::of(stored.key, Some(stored.record));
+                    self.endings.push(ending);
                     return false;
                 }
                 if let Some((meta, _)) = work.written.take() {
