@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::handler::Handler;
 use axum::routing::get;
+use futures_util::poll;
 use http::StatusCode;
 use session_layer::{LazySession, Session, SessionErrorKind, StoreErrorKind};
 use support::{App, Browser, Fault, Verb, app, send};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use Verb::{Create, Load, Update};
 
@@ -141,6 +144,28 @@ impl Fixture {
     fn take_kept(&self) -> Session {
         self.kept.lock().unwrap().take().unwrap()
     }
+
+    /// The same layer around another handler.
+    fn around<H: Handler<T, ()>, T: 'static>(&self, handler: H) -> Router {
+        let router = Router::new().route("/", get(handler));
+        router.layer(self.app.layer.clone())
+    }
+
+    /// A client that hangs up while its `n` is being counted; that goes on once it is let.
+    async fn hang_up_during_commit(&self, browser: &Browser) -> Arc<Notify> {
+        let gate = Arc::new(Notify::new());
+        let wait = Fault::Wait(Arc::clone(&gate));
+        self.app.store.fault(Update, wait);
+        let task = tokio::spawn(send(&self.app.router, browser.request("/add")));
+        self.until_called(Update).await;
+        hang_up(task).await;
+        gate
+    }
+}
+
+async fn hang_up<T: std::fmt::Debug>(request: JoinHandle<T>) {
+    request.abort();
+    assert!(request.await.unwrap_err().is_cancelled());
 }
 
 #[tokio::test]
@@ -277,8 +302,7 @@ async fn a_client_that_hangs_up_drops_edits_but_not_a_logout() {
             fixture.until_called(Load).await;
             tokio::task::yield_now().await;
         }
-        task.abort();
-        assert!(task.await.unwrap_err().is_cancelled());
+        hang_up(task).await;
         fixture.app.layer.drain().await;
         let live = fixture.app.store.live().len();
         assert_eq!(live, usize::from(path == "/add-and-wait"), "{path}");
@@ -296,15 +320,7 @@ async fn a_client_that_hangs_up_drops_edits_but_not_a_logout() {
 async fn a_commit_that_has_begun_finishes_without_its_client() {
     let fixture = fixture();
     let browser = fixture.browser().await;
-    let gate = Arc::new(Notify::new());
-    fixture
-        .app
-        .store
-        .fault(Update, Fault::Wait(Arc::clone(&gate)));
-    let task = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
-    fixture.until_called(Update).await;
-    task.abort();
-    assert!(task.await.unwrap_err().is_cancelled());
+    let gate = fixture.hang_up_during_commit(&browser).await;
     let draining = tokio::spawn({
         let layer = fixture.app.layer.clone();
         async move { layer.drain().await }
@@ -317,6 +333,146 @@ async fn a_commit_that_has_begun_finishes_without_its_client() {
         browser.clone().get(&fixture.app.router, "/read").await.body,
         "Some(2)"
     );
+}
+
+#[tokio::test]
+async fn a_commit_that_has_begun_finishes_though_it_is_dropped_where_no_runtime_is() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let mut answer = Box::pin(send(&fixture.app.router, browser.request("/add")));
+    assert!(poll!(&mut answer).is_pending());
+    assert_eq!(fixture.app.store.calls(), [Load, Update]);
+    std::thread::spawn(move || drop(answer)).join().unwrap();
+    gate.notify_one();
+    fixture.app.layer.drain().await;
+    let stored = browser.clone().get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(2)");
+}
+
+#[tokio::test]
+async fn a_later_drain_waits_as_the_first_did() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    for n in [2, 3] {
+        let gate = fixture.hang_up_during_commit(&browser).await;
+        let mut drain = Box::pin(fixture.app.layer.drain());
+        assert!(poll!(&mut drain).is_pending());
+        gate.notify_one();
+        drain.await;
+        let stored = browser.clone().get(&fixture.app.router, "/read").await;
+        assert_eq!(stored.body, format!("Some({n})"));
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_ends_leaves_no_other_waiting() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = fixture.hang_up_during_commit(&browser).await;
+    let mut first = Box::pin(fixture.app.layer.drain());
+    assert!(poll!(&mut first).is_pending());
+    gate.notify_one();
+    let read = || async { browser.clone().get(&fixture.app.router, "/read").await.body };
+    while read().await != "Some(2)" {
+        tokio::task::yield_now().await;
+    }
+    // The next commit has begun before the first `drain` sees that its own is done.
+    let gate = fixture.hang_up_during_commit(&browser).await;
+    let mut second = Box::pin(fixture.app.layer.drain());
+    assert!(poll!(&mut second).is_pending());
+    assert!(poll!(&mut first).is_ready());
+    gate.notify_one();
+    let limit = Duration::from_secs(5);
+    tokio::time::timeout(limit, second).await.unwrap();
+    assert_eq!(read().await, "Some(3)");
+}
+
+#[tokio::test]
+async fn a_logout_whose_client_hangs_up_waits_for_no_task_that_has_the_session() {
+    for loads in [true, false] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        let kept = Arc::new(Mutex::new(None));
+        let router = fixture.around({
+            let kept = Arc::clone(&kept);
+            move |session: LazySession| async move {
+                if loads {
+                    session.load().await.unwrap().flush();
+                } else {
+                    session.flush();
+                }
+                *kept.lock().unwrap() = Some(session);
+                std::future::pending::<()>().await;
+            }
+        });
+        let task = tokio::spawn(send(&router, browser.request("/")));
+        while kept.lock().unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        hang_up(task).await;
+        fixture.app.layer.drain().await;
+        assert_eq!(fixture.app.store.live(), [], "loaded: {loads}");
+        assert!(kept.lock().unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_costs_an_untouched_session_nothing() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let begun = Arc::new(Notify::new());
+    let router = fixture.around({
+        let begun = Arc::clone(&begun);
+        move || async move {
+            begun.notify_one();
+            std::future::pending::<()>().await;
+        }
+    });
+    let task = tokio::spawn(send(&router, browser.request("/")));
+    begun.notified().await;
+    hang_up(task).await;
+    fixture.app.layer.drain().await;
+    assert_eq!(fixture.app.store.calls(), []);
+}
+
+#[tokio::test]
+async fn what_the_response_has_told_the_browser_is_no_change_any_more() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let kept = Kept::default();
+    let router = fixture.around({
+        let kept = Arc::clone(&kept);
+        move |session: Session| async move {
+            session.flush();
+            assert!(session.is_modified());
+            *kept.lock().unwrap() = Some(session);
+        }
+    });
+    assert!(browser.get(&router, "/").await.removes_cookie());
+    let session = kept.lock().unwrap().take().unwrap();
+    assert!(!session.is_modified());
+    fixture.app.store.calls();
+    session.save().await.unwrap();
+    assert_eq!(fixture.app.store.calls(), []);
+}
+
+#[tokio::test]
+async fn a_session_that_expires_before_its_response_leaves_gets_no_cookie() {
+    let fixture = fixture();
+    let clock = fixture.app.clock.clone();
+    let router = fixture.around(move |session: Session| async move {
+        let minute = Duration::from_secs(60);
+        session.insert("n", 1).unwrap();
+        session.set_lifetime(minute).unwrap();
+        session.save().await.unwrap();
+        clock.advance(minute);
+    });
+    let answer = Browser::default().get(&router, "/").await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.sets_no_cookie(), "{answer:?}");
 }
 
 #[tokio::test]
@@ -410,6 +566,8 @@ async fn a_save_after_another_requests_logout_says_so() {
         session.save().await.unwrap_err().kind(),
         SessionErrorKind::Ended
     );
+    assert!(session.is_empty(), "the edits are gone");
+    session.save().await.unwrap();
     assert_eq!(fixture.app.store.live(), []);
 }
 
@@ -455,6 +613,102 @@ async fn edits_made_during_a_save_are_stored_by_the_next() {
         browser.get(&fixture.app.router, "/read").await.body,
         "Some(4)"
     );
+}
+
+#[tokio::test]
+async fn edits_made_while_others_are_done_again_come_on_top_of_those() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let add = |session: &Session| {
+        let add = |n: Option<u64>| n.unwrap_or(0) + 1;
+        session.update("n", add).unwrap();
+    };
+    session.insert("first", true).unwrap();
+    let somebody_else = Arc::new(support::SpyStore::rewrite_all);
+    let store = &fixture.app.store;
+    store.fault(Update, Fault::First(somebody_else));
+    store.on_next(Update, {
+        let session = session.clone();
+        move || {
+            add(&session);
+            let (mut runs, again) = (0, session.clone());
+            let count = move |_: Option<u64>| {
+                runs += 1;
+                if runs == 2 {
+                    add(&again);
+                }
+                runs
+            };
+            session.update("runs", count).unwrap();
+        }
+    });
+    session.save().await.unwrap();
+    assert_eq!(session.get::<u64>("n").unwrap(), Some(3));
+    session.save().await.unwrap();
+    let stored = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(3)");
+}
+
+#[tokio::test]
+async fn what_was_taken_during_a_save_may_turn_out_to_be_taken_by_another() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("mine", 1).unwrap();
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let saving = tokio::spawn({
+        let session = session.clone();
+        async move { session.save().await }
+    });
+    fixture.until_called(Update).await;
+    browser.get(&fixture.app.router, "/add").await;
+    assert_eq!(session.take::<u64>("n").unwrap(), Some(1));
+    gate.notify_one();
+    saving.await.unwrap().unwrap();
+    let taken = session.save().await.unwrap_err();
+    assert_eq!(taken.kind(), SessionErrorKind::Taken);
+    session.save().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_id_that_was_saved_is_not_changed_again() {
+    let fixture = fixture();
+    let router = fixture.around(|session: Session| async move {
+        session.cycle_id();
+        session.insert("user", "ada").unwrap();
+        session.save().await.unwrap();
+    });
+    let answer = Browser::default().get(&router, "/").await;
+    answer.set_value();
+    assert_eq!(fixture.app.store.calls(), [Create]);
+}
+
+#[tokio::test]
+async fn what_a_store_wrote_before_it_panicked_is_not_written_again() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let add = || {
+        let add = |n: Option<u64>| n.unwrap_or(0) + 1;
+        session.update("n", add).unwrap();
+    };
+    add();
+    fixture.app.store.fault(Update, Fault::PanicAfter);
+    let saving = tokio::spawn({
+        let session = session.clone();
+        async move { session.save().await }
+    });
+    assert!(saving.await.unwrap_err().is_panic());
+    add();
+    session.save().await.unwrap();
+    let stored = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(3)");
 }
 
 #[tokio::test]

@@ -50,6 +50,13 @@ fn routes() -> Router {
             }),
         )
         .route(
+            "/undone",
+            get(|session: Session| async move {
+                session.insert("none", 1).unwrap();
+                session.remove("none").to_string()
+            }),
+        )
+        .route(
             "/clear",
             get(|session: Session| async move { session.clear() }),
         )
@@ -261,6 +268,21 @@ async fn a_change_renews_the_record_and_a_due_cookie_goes_along() {
 }
 
 #[tokio::test]
+async fn where_reading_renews_nothing_a_cookie_that_is_due_waits_for_a_change() {
+    let config = SessionConfig::default().with_refresh_share(1.0);
+    let app = app_with(routes(), config);
+    let mut browser = with_session(&app).await;
+    app.clock.advance(Duration::from_secs(4 * 86_400));
+    assert!(browser.get(&app.router, "/read").await.sets_no_cookie());
+    assert_eq!(app.store.calls(), [Load]);
+    let answer = browser.get(&app.router, "/add").await;
+    assert_eq!(app.store.calls(), [Load, Update]);
+    let month = cookie::time::Duration::days(31);
+    assert_eq!(answer.cookies()[0].max_age(), Some(month));
+    assert!(browser.get(&app.router, "/add").await.sets_no_cookie());
+}
+
+#[tokio::test]
 async fn a_cookie_of_an_old_key_is_signed_again() {
     let old = app(routes());
     let mut browser = with_session(&old).await;
@@ -272,10 +294,14 @@ async fn a_cookie_of_an_old_key_is_signed_again() {
         session_layer::SessionLayer::new(old.store.clone(), ring).with_clock(move || clock.now());
     let router = routes().layer(layer).with_state(());
     let before = browser.cookie();
-    let answer = browser.get(&router, "/read").await;
-    assert_eq!(answer.body, "Some(1)");
-    assert_ne!(answer.set_value(), before);
-    assert_eq!(old.store.calls(), [Load]);
+    // Also with edits that come to nothing.
+    for path in ["/undone", "/status/500/add", "/read"] {
+        let mut old_browser = Browser::with_cookie(before.clone());
+        let answer = old_browser.get(&router, path).await;
+        assert_ne!(answer.set_value(), before, "{path}");
+        assert_eq!(old.store.calls(), [Load], "{path}");
+        browser = old_browser;
+    }
     let clock = old.clock.clone();
     let layer = session_layer::SessionLayer::new(old.store.clone(), new_keys())
         .with_clock(move || clock.now());
@@ -722,6 +748,28 @@ async fn a_store_that_hangs_costs_its_timeout() {
         assert_eq!(start.elapsed().as_millis() / 10, 200, "{path}");
     }
     assert_eq!(browser.get(&app.router, "/read").await.body, "Some(1)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_commit_deadline_counts_from_the_first_attempt() {
+    let limit = Duration::from_secs(3);
+    let config = SessionConfig::default().with_commit_timeout(limit);
+    let app = app_with(routes(), config);
+    let browser = with_session(&app).await;
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let conflict = Fault::First(Arc::new(support::SpyStore::rewrite_all));
+    let slow = Fault::WaitThen(Arc::clone(&gate), Box::new(conflict));
+    app.store.fault(Update, slow);
+    let start = tokio::time::Instant::now();
+    let answer = tokio::spawn(send(&app.router, browser.request("/add")));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(app.store.calls(), [Load, Update]);
+    app.store.fault(Load, Fault::Hang);
+    gate.notify_one();
+    assert_eq!(answer.await.unwrap().status, 503);
+    assert_eq!(app.store.calls(), [Load]);
+    let took = start.elapsed();
+    assert!(took < limit + Duration::from_millis(100), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,6 +50,8 @@ pub enum Fault {
     FailAfter(StoreErrorKind),
     /// The verb is carried out, and a conflict is answered: as if a driver had sent it twice.
     ConflictAfter,
+    /// The verb is carried out, and then the store panics.
+    PanicAfter,
     /// No answer, ever.
     Hang,
     /// Nothing happens, and `Taken` is answered.
@@ -258,6 +260,7 @@ impl SessionStore for SpyStore {
         match fault {
             Some(Fault::FailAfter(kind)) => Err(StoreError::new(kind, "on demand")),
             Some(Fault::ConflictAfter) => Ok(UpdateOutcome::Conflict),
+            Some(Fault::PanicAfter) => panic!("on purpose"),
             _ => Ok(UpdateOutcome::Updated(0)),
         }
     }
