@@ -740,6 +740,93 @@ async fn a_session_can_be_read_changed_and_ended_by_its_key() {
 }
 
 #[tokio::test]
+async fn an_end_by_its_old_key_finds_a_session_under_its_new_one() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let key = fixture.take_kept().key().unwrap();
+    let rotate = fixture.around(|session: Session| async move { session.cycle_id() });
+    browser.get(&rotate, "/").await.set_value();
+    let sessions = fixture.app.layer.sessions();
+    assert!(sessions.load(&key).await.unwrap().is_none());
+    sessions.end(&key).await.unwrap();
+    assert_eq!(fixture.app.store.live(), []);
+    assert_eq!(browser.get(&fixture.app.router, "/read").await.body, "None");
+}
+
+#[tokio::test]
+async fn a_save_is_remembered_with_all_that_it_stored() {
+    let fixture = fixture();
+    let minute = Duration::from_secs(60);
+    let router = fixture.around(move |session: Session| async move {
+        session.insert("n", 1).unwrap();
+        session.set_lifetime(minute).unwrap();
+        session.set_permanent(false);
+        session.save().await.unwrap();
+        assert!(session.created_at().is_some());
+        session.insert("more", 2).unwrap();
+    });
+    let answer = Browser::default().get(&router, "/").await;
+    assert_eq!(fixture.app.store.calls(), [Create, Update]);
+    assert_eq!(answer.cookies()[0].max_age(), None);
+    let expires: Vec<_> = (fixture.app.store.records().values())
+        .map(|entry| entry.expires)
+        .collect();
+    assert_eq!(expires, [fixture.app.clock.now() + minute]);
+}
+
+#[tokio::test]
+async fn a_closure_runs_again_only_on_what_others_have_changed() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    let runs = Arc::new(Mutex::new(0));
+    let count = |session: &Session| {
+        let runs = Arc::clone(&runs);
+        let run = move |n: Option<u64>| {
+            *runs.lock().unwrap() += 1;
+            n.unwrap_or(0) + 1
+        };
+        session.update("n", run).unwrap();
+    };
+    count(&session);
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let saving = tokio::spawn({
+        let session = session.clone();
+        async move { session.save().await }
+    });
+    fixture.until_called(Update).await;
+    count(&session);
+    gate.notify_one();
+    saving.await.unwrap().unwrap();
+    session.save().await.unwrap();
+    assert_eq!(*runs.lock().unwrap(), 2);
+    browser.get(&fixture.app.router, "/add").await;
+    count(&session);
+    session.save().await.unwrap();
+    assert_eq!(*runs.lock().unwrap(), 4);
+    assert_eq!(session.get::<u64>("n").unwrap(), Some(5));
+}
+
+#[tokio::test]
+async fn a_flush_of_a_session_that_has_ended_removes_its_cookie() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let router = fixture.around(move |session: Session| async move {
+        store.records().clear();
+        session.insert("n", 9).unwrap();
+        let ended = session.save().await.unwrap_err();
+        assert_eq!(ended.kind(), SessionErrorKind::Ended);
+        session.flush();
+    });
+    assert!(browser.clone().get(&router, "/").await.removes_cookie());
+}
+
+#[tokio::test]
 async fn what_two_requests_take_is_one_requests_after_a_save() {
     for saves in [true, false] {
         let fixture = fixture();

@@ -117,14 +117,18 @@ async fn a_dead_cookie_gives_way_to_a_live_one() {
     let dead = logged_in(&app).await;
     dead.clone().get(&app.router, "/logout").await;
     let live = logged_in(&app).await;
-    for cookies in [
-        [dead.cookie(), live.cookie()],
-        [live.cookie(), dead.cookie()],
+    app.store.calls();
+    let garbage = "garbage".to_owned();
+    for (cookies, loads) in [
+        ([dead.cookie(), live.cookie(), garbage.clone()], 2),
+        ([garbage, dead.cookie(), live.cookie()], 2),
+        ([live.cookie(), dead.cookie(), dead.cookie()], 1),
     ] {
         let line = cookies
             .map(|cookie| format!("__Host-id={cookie}"))
             .join("; ");
         assert_eq!(who(&app, &[line.as_bytes()]).await, "ada-the-secret-name");
+        assert_eq!(app.store.calls(), vec![Verb::Load; loads], "{line}");
     }
 }
 
