@@ -821,9 +821,78 @@ async fn a_flush_of_a_session_that_has_ended_removes_its_cookie() {
         session.insert("n", 9).unwrap();
         let ended = session.save().await.unwrap_err();
         assert_eq!(ended.kind(), SessionErrorKind::Ended);
+        assert!(session.is_empty());
         session.flush();
     });
     assert!(browser.clone().get(&router, "/").await.removes_cookie());
+}
+
+#[tokio::test]
+async fn what_follows_a_flush_stands_though_the_save_before_it_found_no_session() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let router = fixture.around(move |session: Session| async move {
+        session.insert("n", 9).unwrap();
+        store.on_next(Update, {
+            let (session, store) = (session.clone(), store.clone());
+            move || {
+                store.records().clear();
+                session.flush();
+                session.insert("n", 10).unwrap();
+            }
+        });
+        session.save().await.unwrap();
+    });
+    browser.get(&router, "/").await.set_value();
+    let stored = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(10)");
+}
+
+#[tokio::test]
+async fn a_login_with_a_dead_cookie_is_made_up_for_when_its_save_fails() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let logout = fixture.around(|session: Session| async move { session.flush() });
+    browser.clone().get(&logout, "/").await;
+    let router = fixture.around(|session: Session| async move {
+        session.cycle_id();
+        session.insert("n", 5).unwrap();
+        session.save().await.unwrap_err();
+    });
+    let failure = Fault::Fail(StoreErrorKind::Unavailable);
+    fixture.app.store.fault(Create, failure);
+    browser.get(&router, "/").await.set_value();
+    let stored = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(5)");
+}
+
+#[tokio::test]
+async fn what_the_response_could_not_store_is_gone_from_the_session() {
+    for begins in [true, false] {
+        let fixture = fixture();
+        let mut browser = match begins {
+            true => Browser::default(),
+            false => fixture.browser().await,
+        };
+        let kept = Kept::default();
+        let router = fixture.around({
+            let kept = Arc::clone(&kept);
+            move |session: Session| async move {
+                session.insert("more", 2).unwrap();
+                *kept.lock().unwrap() = Some(session);
+            }
+        });
+        for verb in [Create, Update] {
+            let failure = Fault::Fail(StoreErrorKind::Unavailable);
+            fixture.app.store.fault(verb, failure);
+        }
+        assert_eq!(browser.get(&router, "/").await.status, 503);
+        let session = kept.lock().unwrap().take().unwrap();
+        assert_eq!(session.len(), usize::from(!begins));
+        assert_eq!(session.keys().len(), session.len());
+        assert!(!session.is_modified());
+    }
 }
 
 #[tokio::test]

@@ -836,16 +836,20 @@ async fn a_record_that_is_no_session_counts_as_absent() {
 
 #[tokio::test]
 async fn concurrent_extractors_share_one_load() {
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let answered = Arc::clone(&gate);
     let router = Router::new().route(
         "/",
         get(|a: LazySession, b: LazySession| async move {
-            let (a, b) = tokio::join!(a.load(), b.load());
+            let answered = async { answered.notify_one() };
+            let (a, b, ()) = tokio::join!(a.load(), b.load(), answered);
             a.unwrap().insert("from a", 1).unwrap();
             assert!(b.unwrap().contains_key("from a"));
         }),
     );
     let app = app(router.merge(routes()));
     let mut browser = with_session(&app).await;
+    app.store.fault(Load, Fault::Wait(gate));
     browser.get(&app.router, "/").await;
     assert_eq!(app.store.calls(), [Load, Update]);
 }
