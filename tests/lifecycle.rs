@@ -15,7 +15,7 @@ use support::{App, Browser, Fault, Verb, app, send};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use Verb::{Create, Load, Update};
+use Verb::{Create, Load, Touch, Update};
 
 /// Where handlers leave their session for the test to go on with.
 type Kept = Arc<Mutex<Option<Session>>>;
@@ -893,6 +893,111 @@ async fn what_the_response_could_not_store_is_gone_from_the_session() {
         assert_eq!(session.keys().len(), session.len());
         assert!(!session.is_modified());
     }
+}
+
+#[tokio::test]
+async fn what_could_not_be_created_can_be_taken_back() {
+    let fixture = fixture();
+    let router = fixture.around(|session: Session| async move {
+        session.insert("n", 5).unwrap();
+        session.save().await.unwrap_err();
+        assert!(session.remove("n"));
+    });
+    let failure = Fault::Fail(StoreErrorKind::Unavailable);
+    fixture.app.store.fault(Create, failure);
+    let answer = Browser::default().get(&router, "/").await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.sets_no_cookie(), "{answer:?}");
+    assert_eq!(fixture.app.store.calls(), [Create]);
+}
+
+#[tokio::test]
+async fn a_save_leaves_the_response_nothing_to_do() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    // So that it is due to be renewed.
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    fixture.app.clock.advance(days(4));
+    let save = |edit: fn(&Session)| {
+        fixture.around(move |session: Session| async move {
+            edit(&session);
+            session.save().await.unwrap();
+            assert!(!session.is_modified());
+        })
+    };
+    let change = save(|session| session.insert("n", 5).unwrap());
+    browser.clone().get(&change, "/").await.set_value();
+    assert_eq!(fixture.app.store.calls(), [Load, Update]);
+    fixture.app.clock.advance(days(4));
+    browser.clone().get(&save(|_| ()), "/").await.set_value();
+    assert_eq!(fixture.app.store.calls(), [Load, Touch]);
+    let begin_anew = save(|session| {
+        session.flush();
+        session.insert("n", 5).unwrap();
+    });
+    browser.clone().get(&begin_anew, "/").await.set_value();
+    assert_eq!(fixture.app.store.calls(), [Load, Update, Create]);
+}
+
+#[tokio::test]
+async fn what_a_server_error_drops_leaves_nothing_for_a_later_save() {
+    let fixture = fixture();
+    for rotates in [true, false] {
+        let browser = fixture.browser().await;
+        let kept = Kept::default();
+        let router = fixture.around({
+            let kept = Arc::clone(&kept);
+            move |session: Session| async move {
+                if rotates {
+                    session.cycle_id();
+                } else {
+                    session.insert("n", 5).unwrap();
+                    session.save().await.unwrap_err();
+                }
+                *kept.lock().unwrap() = Some(session);
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        });
+        let failure = Fault::Fail(StoreErrorKind::Unavailable);
+        fixture.app.store.fault(Update, failure);
+        assert_eq!(browser.clone().get(&router, "/").await.status, 500);
+        fixture.app.store.clear_faults();
+        fixture.app.store.calls();
+        let session = kept.lock().unwrap().take().unwrap();
+        assert!(!session.is_modified());
+        session.save().await.unwrap();
+        assert_eq!(fixture.app.store.calls(), [], "rotates: {rotates}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_during_a_save_drops_only_what_came_later() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let kept = Kept::default();
+    let router = fixture.around({
+        let kept = Arc::clone(&kept);
+        move |session: Session| async move {
+            session.insert("n", 5).unwrap();
+            *kept.lock().unwrap() = Some(session.clone());
+            session.save().await.unwrap();
+        }
+    });
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let task = tokio::spawn(send(&router, browser.request("/")));
+    fixture.until_called(Update).await;
+    let session = kept.lock().unwrap().take().unwrap();
+    session.insert("late", true).unwrap();
+    hang_up(task).await;
+    assert_eq!(session.keys(), ["n"]);
+    gate.notify_one();
+    fixture.app.layer.drain().await;
+    assert_eq!(session.get::<u64>("n").unwrap(), Some(5));
+    assert!(!session.is_modified());
+    let stored = browser.clone().get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(5)");
 }
 
 #[tokio::test]
