@@ -653,26 +653,31 @@ async fn edits_made_while_others_are_done_again_come_on_top_of_those() {
 
 #[tokio::test]
 async fn what_was_taken_during_a_save_may_turn_out_to_be_taken_by_another() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    browser.get(&fixture.app.router, "/keep").await;
-    let session = fixture.take_kept();
-    session.insert("mine", 1).unwrap();
-    let gate = Arc::new(Notify::new());
-    let wait = Fault::Wait(Arc::clone(&gate));
-    fixture.app.store.fault(Update, wait);
-    let saving = tokio::spawn({
-        let session = session.clone();
-        async move { session.save().await }
-    });
-    fixture.until_called(Update).await;
-    browser.get(&fixture.app.router, "/add").await;
-    assert_eq!(session.take::<u64>("n").unwrap(), Some(1));
-    gate.notify_one();
-    saving.await.unwrap().unwrap();
-    let taken = session.save().await.unwrap_err();
-    assert_eq!(taken.kind(), SessionErrorKind::Taken);
-    session.save().await.unwrap();
+    for arrives_unseen in [false, true] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let session = fixture.take_kept();
+        session.insert("mine", 1).unwrap();
+        let gate = Arc::new(Notify::new());
+        let wait = Fault::Wait(Arc::clone(&gate));
+        fixture.app.store.fault(Update, wait);
+        let saving = tokio::spawn({
+            let session = session.clone();
+            async move { session.save().await }
+        });
+        fixture.until_called(Update).await;
+        browser.get(&fixture.app.router, "/add").await;
+        assert_eq!(session.take::<u64>("n").unwrap(), Some(1));
+        gate.notify_one();
+        saving.await.unwrap().unwrap();
+        if arrives_unseen {
+            fixture.app.store.fault(Update, Fault::ConflictAfter);
+        }
+        let taken = session.save().await.unwrap_err();
+        assert_eq!(taken.kind(), SessionErrorKind::Taken);
+        session.save().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -851,20 +856,25 @@ async fn what_follows_a_flush_stands_though_the_save_before_it_found_no_session(
 
 #[tokio::test]
 async fn a_login_with_a_dead_cookie_is_made_up_for_when_its_save_fails() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    let logout = fixture.around(|session: Session| async move { session.flush() });
-    browser.clone().get(&logout, "/").await;
-    let router = fixture.around(|session: Session| async move {
-        session.cycle_id();
-        session.insert("n", 5).unwrap();
-        session.save().await.unwrap_err();
-    });
-    let failure = Fault::Fail(StoreErrorKind::Unavailable);
-    fixture.app.store.fault(Create, failure);
-    browser.get(&router, "/").await.set_value();
-    let stored = browser.get(&fixture.app.router, "/read").await;
-    assert_eq!(stored.body, "Some(5)");
+    for draws in [1, 2] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        let logout = fixture.around(|session: Session| async move { session.flush() });
+        browser.clone().get(&logout, "/").await;
+        let router = fixture.around(|session: Session| async move {
+            session.cycle_id();
+            session.insert("n", 5).unwrap();
+            session.save().await.unwrap_err();
+        });
+        for _ in 1..draws {
+            fixture.app.store.fault(Create, Fault::Taken);
+        }
+        let failure = Fault::Fail(StoreErrorKind::Unavailable);
+        fixture.app.store.fault(Create, failure);
+        browser.get(&router, "/").await.set_value();
+        let stored = browser.get(&fixture.app.router, "/read").await;
+        assert_eq!(stored.body, "Some(5)");
+    }
 }
 
 #[tokio::test]
@@ -896,19 +906,85 @@ async fn what_the_response_could_not_store_is_gone_from_the_session() {
 }
 
 #[tokio::test]
+async fn what_the_response_could_not_store_after_a_conflict_is_gone_as_well() {
+    for begins in [true, false] {
+        let fixture = fixture();
+        let mut browser = match begins {
+            true => Browser::default(),
+            false => fixture.browser().await,
+        };
+        let kept = Kept::default();
+        let router = fixture.around({
+            let kept = Arc::clone(&kept);
+            move |session: Session| async move {
+                session.insert("more", 2).unwrap();
+                *kept.lock().unwrap() = Some(session);
+            }
+        });
+        // What comes after a conflict fails.
+        fixture.app.store.fault(Create, Fault::Taken);
+        let somebody_else = Arc::new(support::SpyStore::rewrite_all);
+        fixture.app.store.fault(Update, Fault::First(somebody_else));
+        for verb in [Create, Update] {
+            let failure = Fault::Fail(StoreErrorKind::Unavailable);
+            fixture.app.store.fault(verb, failure);
+        }
+        assert_eq!(browser.get(&router, "/").await.status, 503);
+        let session = kept.lock().unwrap().take().unwrap();
+        assert_eq!(session.len(), usize::from(!begins));
+        assert_eq!(session.keys().len(), session.len());
+        assert!(!session.is_modified());
+    }
+}
+
+#[tokio::test]
 async fn what_could_not_be_created_can_be_taken_back() {
+    for draws in [1, 2] {
+        let fixture = fixture();
+        for _ in 1..draws {
+            fixture.app.store.fault(Create, Fault::Taken);
+        }
+        let router = fixture.around(|session: Session| async move {
+            session.insert("n", 5).unwrap();
+            session.save().await.unwrap_err();
+            assert!(session.remove("n"));
+        });
+        let failure = Fault::Fail(StoreErrorKind::Unavailable);
+        fixture.app.store.fault(Create, failure);
+        let answer = Browser::default().get(&router, "/").await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.sets_no_cookie(), "{answer:?}");
+        assert_eq!(fixture.app.store.calls(), vec![Create; draws]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_save_has_found_counts_among_the_keys() {
     let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let session = fixture.take_kept();
+    session.insert("mine", 1).unwrap();
+    browser.get(&fixture.app.router, "/save-twice").await;
+    session.save().await.unwrap();
+    let mut keys = session.keys();
+    keys.sort();
+    assert_eq!(keys, ["a", "b", "mine", "n"]);
+    assert_eq!(session.len(), 4);
+}
+
+#[tokio::test]
+async fn what_is_inserted_after_a_clear_is_there_though_it_was_there_before() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
     let router = fixture.around(|session: Session| async move {
-        session.insert("n", 5).unwrap();
-        session.save().await.unwrap_err();
-        assert!(session.remove("n"));
+        session.clear();
+        session.insert("n", 1).unwrap();
+        assert_eq!(session.get::<u64>("n").unwrap(), Some(1));
     });
-    let failure = Fault::Fail(StoreErrorKind::Unavailable);
-    fixture.app.store.fault(Create, failure);
-    let answer = Browser::default().get(&router, "/").await;
-    assert_eq!(answer.status, 200);
-    assert!(answer.sets_no_cookie(), "{answer:?}");
-    assert_eq!(fixture.app.store.calls(), [Create]);
+    browser.get(&router, "/").await;
+    let stored = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(1)");
 }
 
 #[tokio::test]
