@@ -988,6 +988,115 @@ async fn what_is_inserted_after_a_clear_is_there_though_it_was_there_before() {
 }
 
 #[tokio::test]
+async fn every_kind_of_change_is_one() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let key = fixture.take_kept().key().unwrap();
+    let by_key = fixture.app.layer.sessions().load(&key).await.unwrap();
+    let by_key = by_key.unwrap();
+    assert!(!by_key.is_modified());
+    by_key.flush();
+    assert!(by_key.is_modified(), "a session is to be ended");
+    by_key.save().await.unwrap();
+    assert!(!by_key.is_modified());
+    let flush = fixture.around(|session: Session| async move {
+        session.flush();
+        assert!(session.is_modified(), "a cookie is to be removed");
+    });
+    let mut forger = Browser::with_cookie("garbage");
+    assert!(forger.get(&flush, "/").await.removes_cookie());
+    let rotate = fixture.around(|session: Session| async move {
+        session.cycle_id();
+        assert!(session.is_modified(), "an id is to be changed");
+    });
+    let browser = fixture.browser().await;
+    browser.clone().get(&rotate, "/").await.set_value();
+}
+
+#[tokio::test]
+async fn an_insert_counts_over_an_update_and_what_was_undone_does_not() {
+    for (undoes, n) in [(true, "Some(2)"), (false, "Some(7)")] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let session = fixture.take_kept();
+        session.insert("mine", true).unwrap();
+        if undoes {
+            session.insert("n", 7).unwrap();
+            session.insert("n", 1).unwrap();
+        } else {
+            let add = |n: Option<u64>| n.unwrap_or(0) + 6;
+            session.update("n", add).unwrap();
+            session.insert("n", 7).unwrap();
+        }
+        browser.get(&fixture.app.router, "/add").await;
+        session.save().await.unwrap();
+        let stored = browser.get(&fixture.app.router, "/read").await;
+        assert_eq!(stored.body, n);
+    }
+}
+
+#[tokio::test]
+async fn what_a_save_may_have_stored_is_undone_by_the_next() {
+    for arrived in [true, false] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let session = fixture.take_kept();
+        session.insert("n", 5).unwrap();
+        session.insert("mine", true).unwrap();
+        let kind = StoreErrorKind::Timeout;
+        let fault = match arrived {
+            true => Fault::FailAfter(kind),
+            false => Fault::Fail(kind),
+        };
+        fixture.app.store.fault(Update, fault);
+        session.save().await.unwrap_err();
+        session.insert("n", 1).unwrap();
+        assert!(session.remove("mine"));
+        assert_eq!(session.get::<u64>("n").unwrap(), Some(1));
+        session.save().await.unwrap();
+        browser.get(&fixture.app.router, "/keep").await;
+        let stored = fixture.take_kept();
+        assert_eq!(stored.keys(), ["n"], "arrived: {arrived}");
+        assert_eq!(stored.get::<u64>("n").unwrap(), Some(1));
+    }
+}
+
+#[tokio::test]
+async fn whichever_of_several_saves_has_arrived_each_edit_counts_once() {
+    for arrived in [None, Some(0), Some(1), Some(2)] {
+        let fixture = fixture();
+        let mut browser = fixture.browser().await;
+        browser.get(&fixture.app.router, "/keep").await;
+        let session = fixture.take_kept();
+        let add = || {
+            let add = |n: Option<u64>| n.unwrap_or(0) + 1;
+            session.update("n", add).unwrap();
+        };
+        let kind = StoreErrorKind::Timeout;
+        for save in 0..3 {
+            add();
+            let fault = match arrived {
+                Some(arrived) if arrived == save => Fault::FailAfter(kind),
+                _ => Fault::Fail(kind),
+            };
+            fixture.app.store.fault(Update, fault);
+            session.save().await.unwrap_err();
+            if arrived == Some(save) {
+                break;
+            }
+        }
+        add();
+        let expected = session.get::<u64>("n").unwrap();
+        session.save().await.unwrap();
+        let stored = browser.get(&fixture.app.router, "/read").await;
+        assert_eq!(stored.body, format!("{expected:?}"), "{arrived:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_save_leaves_the_response_nothing_to_do() {
     let fixture = fixture();
     let browser = fixture.browser().await;
