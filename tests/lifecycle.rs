@@ -965,6 +965,8 @@ async fn what_a_save_has_found_counts_among_the_keys() {
     browser.get(&fixture.app.router, "/keep").await;
     let session = fixture.take_kept();
     session.insert("mine", 1).unwrap();
+    session.insert("a", 9).unwrap();
+    assert!(session.remove("a"));
     browser.get(&fixture.app.router, "/save-twice").await;
     session.save().await.unwrap();
     let mut keys = session.keys();
@@ -1094,6 +1096,70 @@ async fn whichever_of_several_saves_has_arrived_each_edit_counts_once() {
         let stored = browser.get(&fixture.app.router, "/read").await;
         assert_eq!(stored.body, format!("{expected:?}"), "{arrived:?}");
     }
+}
+
+#[tokio::test]
+async fn a_logout_after_a_failed_save_begins_no_session() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let router = fixture.around(|session: Session| async move {
+        session.insert("n", 5).unwrap();
+        session.save().await.unwrap_err();
+        session.flush();
+    });
+    let failure = Fault::Fail(StoreErrorKind::Unavailable);
+    fixture.app.store.fault(Update, failure);
+    assert!(browser.clone().get(&router, "/").await.removes_cookie());
+    assert_eq!(fixture.app.store.calls(), [Load, Update, Update]);
+    assert_eq!(fixture.app.store.live(), []);
+}
+
+#[tokio::test]
+async fn a_new_session_after_a_flush_inherits_nothing() {
+    let fixture = fixture();
+    let mut browser = Browser::default();
+    let login = fixture.around(|session: Session| async move {
+        session.login("ada").unwrap();
+        session.set_permanent(false);
+        session.set_lifetime(Duration::from_secs(60)).unwrap();
+    });
+    browser.get(&login, "/").await.set_value();
+    let begin_anew = fixture.around(|session: Session| async move {
+        assert!(session.user().is_some());
+        session.flush();
+        assert!(session.user().is_none());
+        session.insert("n", 5).unwrap();
+    });
+    let answer = browser.get(&begin_anew, "/").await;
+    let month = cookie::time::Duration::days(31);
+    assert_eq!(answer.cookies()[0].max_age(), Some(month));
+    let look = fixture.around(|session: Session| async move {
+        assert!(session.user().is_none());
+        session.get::<u64>("n").map(|n| format!("{n:?}"))
+    });
+    assert_eq!(browser.get(&look, "/").await.body, "Some(5)");
+}
+
+#[tokio::test]
+async fn a_new_id_asked_for_during_a_save_is_forgotten_if_the_session_has_ended() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let store = fixture.app.store.clone();
+    let router = fixture.around(move |session: Session| async move {
+        session.insert("n", 5).unwrap();
+        store.on_next(Update, {
+            let (session, store) = (session.clone(), store.clone());
+            move || {
+                store.records().clear();
+                session.cycle_id();
+            }
+        });
+        session.save().await.unwrap_err();
+        session.insert("n", 6).unwrap();
+    });
+    let answer = browser.clone().get(&router, "/").await;
+    assert!(answer.sets_no_cookie(), "{answer:?}");
+    assert_eq!(fixture.app.store.live(), []);
 }
 
 #[tokio::test]
