@@ -1163,6 +1163,31 @@ async fn a_new_id_asked_for_during_a_save_is_forgotten_if_the_session_has_ended(
 }
 
 #[tokio::test]
+async fn what_is_on_its_way_counts_as_stored() {
+    let fixture = fixture();
+    let store = fixture.app.store.clone();
+    let router = fixture.around(move |session: Session| async move {
+        let minute = Duration::from_secs(60);
+        session.insert("n", 5).unwrap();
+        let during = session.clone();
+        store.on_next(Create, move || assert!(!during.is_modified()));
+        session.save().await.unwrap();
+        session.set_lifetime(minute).unwrap();
+        let during = session.clone();
+        store.on_next(Update, move || {
+            assert!(!during.is_modified());
+            // As it was, but not as it is going to be.
+            during.set_lifetime(None).unwrap();
+            assert!(during.is_modified());
+        });
+        session.save().await.unwrap();
+        assert!(session.is_modified());
+    });
+    Browser::default().get(&router, "/").await.set_value();
+    assert_eq!(fixture.app.store.calls(), [Create, Update, Update]);
+}
+
+#[tokio::test]
 async fn a_save_leaves_the_response_nothing_to_do() {
     let fixture = fixture();
     let browser = fixture.browser().await;

@@ -288,24 +288,29 @@ async fn a_cookie_of_an_old_key_is_signed_again() {
     let mut browser = with_session(&old).await;
     let new_keys =
         || session_layer::SigningKeys::new("the new key, which is also long enough").unwrap();
-    let ring = new_keys().with_fallback(support::KEY).unwrap();
-    let clock = old.clock.clone();
-    let layer =
-        session_layer::SessionLayer::new(old.store.clone(), ring).with_clock(move || clock.now());
-    let router = routes().layer(layer).with_state(());
+    let with_keys = |keys, share| {
+        let config = SessionConfig::default().with_refresh_share(share);
+        let store = old.store.clone();
+        let layer = session_layer::SessionLayer::with_config(store, keys, config).unwrap();
+        let clock = old.clock.clone();
+        let layer = layer.with_clock(move || clock.now());
+        routes().layer(layer).with_state(())
+    };
     let before = browser.cookie();
-    // Also with edits that come to nothing.
-    for path in ["/undone", "/status/500/add", "/read"] {
-        let mut old_browser = Browser::with_cookie(before.clone());
-        let answer = old_browser.get(&router, path).await;
+    // Also with edits that come to nothing, and where reading renews nothing.
+    for (path, share) in [
+        ("/undone", 0.1),
+        ("/status/500/add", 0.1),
+        ("/read", 1.0),
+        ("/read", 0.1),
+    ] {
+        let ring = new_keys().with_fallback(support::KEY).unwrap();
+        browser = Browser::with_cookie(before.clone());
+        let answer = browser.get(&with_keys(ring, share), path).await;
         assert_ne!(answer.set_value(), before, "{path}");
         assert_eq!(old.store.calls(), [Load], "{path}");
-        browser = old_browser;
     }
-    let clock = old.clock.clone();
-    let layer = session_layer::SessionLayer::new(old.store.clone(), new_keys())
-        .with_clock(move || clock.now());
-    let router = routes().layer(layer).with_state(());
+    let router = with_keys(new_keys(), 0.1);
     assert_eq!(browser.get(&router, "/read").await.body, "Some(1)");
     assert_eq!(
         Browser::with_cookie(before)

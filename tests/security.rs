@@ -133,6 +133,22 @@ async fn a_dead_cookie_gives_way_to_a_live_one() {
 }
 
 #[tokio::test]
+async fn a_logout_with_two_dead_cookies_ends_what_the_first_has_become() {
+    let app = app(routes());
+    let dead = logged_in(&app).await;
+    dead.clone().get(&app.router, "/logout").await;
+    let rotated = logged_in(&app).await;
+    rotated.clone().get(&app.router, "/login").await;
+    assert_eq!(app.store.live().len(), 1);
+    let (dead, rotated) = (dead.cookie(), rotated.cookie());
+    let line = format!("__Host-id={rotated}; __Host-id={dead}");
+    let mut request = with_cookies(&[line.as_bytes()]);
+    *request.uri_mut() = "/logout".parse().unwrap();
+    assert!(send(&app.router, request).await.removes_cookie());
+    assert_eq!(app.store.live(), []);
+}
+
+#[tokio::test]
 async fn a_cookie_is_found_among_ten_thousand() {
     let app = app(routes());
     let cookie = logged_in(&app).await.cookie();
