@@ -81,7 +81,97 @@ async fn the_log_tells_what_happened_but_no_secret() {
         browser.get(&app.router, path).await;
         secrets.push(browser.cookie());
     }
+    // One call of the store does for each of these: told once, and nothing is said to be lost.
+    let said = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for (event, count) in [
+        ("session created", 1),
+        ("session rotated", 1),
+        ("session updated", 1),
+        ("edits dropped", 0),
+        ("never stored", 0),
+    ] {
+        assert_eq!(
+            said().matches(event).count(),
+            count,
+            "{event:?} in\n{}",
+            said()
+        );
+    }
+    let unavailable = || Fault::Fail(StoreErrorKind::Unavailable);
+    let gone = Fault::First(Arc::new(|store| store.records().clear()));
+    let dropped = "reason=\"they could not be stored\"";
+    let mut forgotten = Browser::default();
+    for (verb, fault, events) in [
+        (Verb::Update, unavailable(), ["session not stored", dropped]),
+        (
+            Verb::Create,
+            Fault::Taken,
+            ["session key taken", "session created"],
+        ),
+        (
+            Verb::Update,
+            gone,
+            ["session ended meanwhile", "session loaded"],
+        ),
+    ] {
+        let before = said().len();
+        app.store.fault(verb, fault);
+        let mut browser = match verb {
+            Verb::Create => Browser::default(),
+            _ => browser.clone(),
+        };
+        browser.get(&app.router, "/visit").await;
+        if verb == Verb::Create {
+            forgotten = browser;
+        }
+        let said = said().split_off(before);
+        for event in events {
+            assert_eq!(said.matches(event).count(), 1, "{event:?} in\n{said}");
+        }
+    }
+    // Where a conflict comes first, likewise.
+    let mut browser = Browser::default();
+    browser.get(&app.router, "/visit").await;
+    secrets.push(browser.cookie());
+    let before = said().len();
+    app.store.fault(
+        Verb::Update,
+        Fault::First(Arc::new(support::SpyStore::rewrite_all)),
+    );
+    app.store.fault(Verb::Update, unavailable());
+    browser.get(&app.router, "/visit").await;
+    assert!(said()[before..].contains(dropped), "{}", said());
+    browser.get(&app.router, "/login").await;
+    let cookie = |browser: &Browser| format!("__Host-id={}", browser.cookie());
+    let (ours, others) = (cookie(&browser), cookie(&forgotten));
+    for (line, warned) in [
+        (format!("{ours}; {ours}"), false),
+        (format!("{ours}; {ours}; {others}"), true),
+    ] {
+        let before = said().len();
+        let mut request = Browser::default().request("/who");
+        request
+            .headers_mut()
+            .insert("cookie", line.parse().unwrap());
+        support::send(&app.router, request).await;
+        let said = said().split_off(before);
+        assert_eq!(said.contains("two valid session cookies"), warned, "{said}");
+    }
+    let sessions = app.layer.sessions();
+    let live = app.store.live();
+    let session = sessions.load(&live[0]).await.unwrap().unwrap();
+    session.insert("late", true).unwrap();
+    let before = said().len();
+    drop(session);
+    assert!(said()[before..].contains("never stored"), "{}", said());
+
     app.clock.advance(Duration::from_secs(10 * 86_400));
+    let before = said().len();
+    app.store.fault(Verb::Touch, unavailable());
+    browser.clone().get(&app.router, "/who").await;
+    let failed = said().split_off(before);
+    assert!(failed.contains("session not stored"), "{failed}");
+    assert!(!failed.contains("edits dropped"), "{failed}");
     browser.get(&app.router, "/who").await;
     secrets.push(browser.cookie());
     let conflict = Fault::First(Arc::new(|store| {

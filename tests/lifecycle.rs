@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::handler::Handler;
 use axum::routing::get;
+use futures_util::poll;
 use http::StatusCode;
 use session_layer::{LazySession, Session, SessionErrorKind, StoreErrorKind};
 use support::{App, Browser, Fault, Verb, app, send};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use Verb::{Create, Load, Update};
 
@@ -141,6 +144,28 @@ impl Fixture {
     fn take_kept(&self) -> Session {
         self.kept.lock().unwrap().take().unwrap()
     }
+
+    /// The same layer around another handler.
+    fn around<H: Handler<T, ()>, T: 'static>(&self, handler: H) -> Router {
+        let router = Router::new().route("/", get(handler));
+        router.layer(self.app.layer.clone())
+    }
+
+    /// A client that hangs up while its `n` is being counted; that goes on once it is let.
+    async fn hang_up_during_commit(&self, browser: &Browser) -> Arc<Notify> {
+        let gate = Arc::new(Notify::new());
+        let wait = Fault::Wait(Arc::clone(&gate));
+        self.app.store.fault(Update, wait);
+        let task = tokio::spawn(send(&self.app.router, browser.request("/add")));
+        self.until_called(Update).await;
+        hang_up(task).await;
+        gate
+    }
+}
+
+async fn hang_up<T: std::fmt::Debug>(request: JoinHandle<T>) {
+    request.abort();
+    assert!(request.await.unwrap_err().is_cancelled());
 }
 
 #[tokio::test]
@@ -335,8 +360,7 @@ async fn a_client_that_hangs_up_drops_edits_but_not_a_logout() {
             fixture.until_called(Load).await;
             tokio::task::yield_now().await;
         }
-        task.abort();
-        assert!(task.await.unwrap_err().is_cancelled());
+        hang_up(task).await;
         fixture.app.layer.drain().await;
         let live = fixture.app.store.live().len();
         assert_eq!(live, usize::from(path == "/add-and-wait"), "{path}");
@@ -354,15 +378,7 @@ async fn a_client_that_hangs_up_drops_edits_but_not_a_logout() {
 async fn a_commit_that_has_begun_finishes_without_its_client() {
     let fixture = fixture();
     let browser = fixture.browser().await;
-    let gate = Arc::new(Notify::new());
-    fixture
-        .app
-        .store
-        .fault(Update, Fault::Wait(Arc::clone(&gate)));
-    let task = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
-    fixture.until_called(Update).await;
-    task.abort();
-    assert!(task.await.unwrap_err().is_cancelled());
+    let gate = fixture.hang_up_during_commit(&browser).await;
     let draining = tokio::spawn({
         let layer = fixture.app.layer.clone();
         async move { layer.drain().await }
@@ -375,6 +391,146 @@ async fn a_commit_that_has_begun_finishes_without_its_client() {
         browser.clone().get(&fixture.app.router, "/read").await.body,
         "Some(2)"
     );
+}
+
+#[tokio::test]
+async fn a_commit_that_has_begun_finishes_though_it_is_dropped_where_no_runtime_is() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let mut answer = Box::pin(send(&fixture.app.router, browser.request("/add")));
+    assert!(poll!(&mut answer).is_pending());
+    assert_eq!(fixture.app.store.calls(), [Load, Update]);
+    std::thread::spawn(move || drop(answer)).join().unwrap();
+    gate.notify_one();
+    fixture.app.layer.drain().await;
+    let stored = browser.clone().get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(2)");
+}
+
+#[tokio::test]
+async fn a_later_drain_waits_as_the_first_did() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    for n in [2, 3] {
+        let gate = fixture.hang_up_during_commit(&browser).await;
+        let mut drain = Box::pin(fixture.app.layer.drain());
+        assert!(poll!(&mut drain).is_pending());
+        gate.notify_one();
+        drain.await;
+        let stored = browser.clone().get(&fixture.app.router, "/read").await;
+        assert_eq!(stored.body, format!("Some({n})"));
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_ends_leaves_no_other_waiting() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let gate = fixture.hang_up_during_commit(&browser).await;
+    let mut first = Box::pin(fixture.app.layer.drain());
+    assert!(poll!(&mut first).is_pending());
+    gate.notify_one();
+    let read = || async { browser.clone().get(&fixture.app.router, "/read").await.body };
+    while read().await != "Some(2)" {
+        tokio::task::yield_now().await;
+    }
+    // The next commit has begun before the first `drain` sees that its own is done.
+    let gate = fixture.hang_up_during_commit(&browser).await;
+    let mut second = Box::pin(fixture.app.layer.drain());
+    assert!(poll!(&mut second).is_pending());
+    assert!(poll!(&mut first).is_ready());
+    gate.notify_one();
+    let limit = Duration::from_secs(5);
+    tokio::time::timeout(limit, second).await.unwrap();
+    assert_eq!(read().await, "Some(3)");
+}
+
+#[tokio::test]
+async fn a_logout_whose_client_hangs_up_waits_for_no_task_that_has_the_session() {
+    for loads in [true, false] {
+        let fixture = fixture();
+        let browser = fixture.browser().await;
+        let kept = Arc::new(Mutex::new(None));
+        let router = fixture.around({
+            let kept = Arc::clone(&kept);
+            move |session: LazySession| async move {
+                if loads {
+                    session.load().await.unwrap().flush();
+                } else {
+                    session.flush();
+                }
+                *kept.lock().unwrap() = Some(session);
+                std::future::pending::<()>().await;
+            }
+        });
+        let task = tokio::spawn(send(&router, browser.request("/")));
+        while kept.lock().unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+        hang_up(task).await;
+        fixture.app.layer.drain().await;
+        assert_eq!(fixture.app.store.live(), [], "loaded: {loads}");
+        assert!(kept.lock().unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_costs_an_untouched_session_nothing() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let begun = Arc::new(Notify::new());
+    let router = fixture.around({
+        let begun = Arc::clone(&begun);
+        move || async move {
+            begun.notify_one();
+            std::future::pending::<()>().await;
+        }
+    });
+    let task = tokio::spawn(send(&router, browser.request("/")));
+    begun.notified().await;
+    hang_up(task).await;
+    fixture.app.layer.drain().await;
+    assert_eq!(fixture.app.store.calls(), []);
+}
+
+#[tokio::test]
+async fn what_the_response_has_told_the_browser_is_no_change_any_more() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let kept = Kept::default();
+    let router = fixture.around({
+        let kept = Arc::clone(&kept);
+        move |session: Session| async move {
+            session.flush();
+            assert!(session.is_modified());
+            *kept.lock().unwrap() = Some(session);
+        }
+    });
+    assert!(browser.get(&router, "/").await.removes_cookie());
+    let session = kept.lock().unwrap().take().unwrap();
+    assert!(!session.is_modified());
+    fixture.app.store.calls();
+    session.save().await.unwrap();
+    assert_eq!(fixture.app.store.calls(), []);
+}
+
+#[tokio::test]
+async fn a_session_that_expires_before_its_response_leaves_gets_no_cookie() {
+    let fixture = fixture();
+    let clock = fixture.app.clock.clone();
+    let router = fixture.around(move |session: Session| async move {
+        let minute = Duration::from_secs(60);
+        session.insert("n", 1).unwrap();
+        session.set_lifetime(minute).unwrap();
+        session.save().await.unwrap();
+        clock.advance(minute);
+    });
+    let answer = Browser::default().get(&router, "/").await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.sets_no_cookie(), "{answer:?}");
 }
 
 #[tokio::test]
@@ -468,6 +624,8 @@ async fn a_save_after_another_requests_logout_says_so() {
         session.save().await.unwrap_err().kind(),
         SessionErrorKind::Ended
     );
+    assert!(session.is_empty(), "the edits are gone");
+    session.save().await.unwrap();
     assert_eq!(fixture.app.store.live(), []);
 }
 
@@ -541,6 +699,51 @@ async fn a_session_can_be_read_changed_and_ended_by_its_key() {
     let unknown = "x".repeat(43).parse().unwrap();
     assert!(sessions.load(&unknown).await.unwrap().is_none());
     sessions.end(&unknown).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_end_by_its_old_key_finds_a_session_under_its_new_one() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    browser.get(&fixture.app.router, "/keep").await;
+    let key = fixture.take_kept().key().unwrap();
+    let rotate = fixture.around(|session: Session| async move { session.cycle_id() });
+    browser.get(&rotate, "/").await.set_value();
+    let sessions = fixture.app.layer.sessions();
+    assert!(sessions.load(&key).await.unwrap().is_none());
+    sessions.end(&key).await.unwrap();
+    assert_eq!(fixture.app.store.live(), []);
+    assert_eq!(browser.get(&fixture.app.router, "/read").await.body, "None");
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_during_a_save_drops_only_what_came_later() {
+    let fixture = fixture();
+    let browser = fixture.browser().await;
+    let kept = Kept::default();
+    let router = fixture.around({
+        let kept = Arc::clone(&kept);
+        move |session: Session| async move {
+            session.insert("n", 5).unwrap();
+            *kept.lock().unwrap() = Some(session.clone());
+            session.save().await.unwrap();
+        }
+    });
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let task = tokio::spawn(send(&router, browser.request("/")));
+    fixture.until_called(Update).await;
+    let session = kept.lock().unwrap().take().unwrap();
+    session.insert("late", true).unwrap();
+    hang_up(task).await;
+    assert_eq!(session.keys(), ["n"]);
+    gate.notify_one();
+    fixture.app.layer.drain().await;
+    assert_eq!(session.get::<u64>("n").unwrap(), Some(5));
+    assert!(!session.is_modified());
+    let stored = browser.clone().get(&fixture.app.router, "/read").await;
+    assert_eq!(stored.body, "Some(5)");
 }
 
 #[tokio::test]

@@ -50,6 +50,13 @@ fn routes() -> Router {
             }),
         )
         .route(
+            "/undone",
+            get(|session: Session| async move {
+                session.insert("none", 1).unwrap();
+                session.remove("none").to_string()
+            }),
+        )
+        .route(
             "/clear",
             get(|session: Session| async move { session.clear() }),
         )
@@ -261,25 +268,49 @@ async fn a_change_renews_the_record_and_a_due_cookie_goes_along() {
 }
 
 #[tokio::test]
+async fn where_reading_renews_nothing_a_cookie_that_is_due_waits_for_a_change() {
+    let config = SessionConfig::default().with_refresh_share(1.0);
+    let app = app_with(routes(), config);
+    let mut browser = with_session(&app).await;
+    app.clock.advance(Duration::from_secs(4 * 86_400));
+    assert!(browser.get(&app.router, "/read").await.sets_no_cookie());
+    assert_eq!(app.store.calls(), [Load]);
+    let answer = browser.get(&app.router, "/add").await;
+    assert_eq!(app.store.calls(), [Load, Update]);
+    let month = cookie::time::Duration::days(31);
+    assert_eq!(answer.cookies()[0].max_age(), Some(month));
+    assert!(browser.get(&app.router, "/add").await.sets_no_cookie());
+}
+
+#[tokio::test]
 async fn a_cookie_of_an_old_key_is_signed_again() {
     let old = app(routes());
     let mut browser = with_session(&old).await;
     let new_keys =
         || session_layer::SigningKeys::new("the new key, which is also long enough").unwrap();
-    let ring = new_keys().with_fallback(support::KEY).unwrap();
-    let clock = old.clock.clone();
-    let layer =
-        session_layer::SessionLayer::new(old.store.clone(), ring).with_clock(move || clock.now());
-    let router = routes().layer(layer).with_state(());
+    let with_keys = |keys, share| {
+        let config = SessionConfig::default().with_refresh_share(share);
+        let store = old.store.clone();
+        let layer = session_layer::SessionLayer::with_config(store, keys, config).unwrap();
+        let clock = old.clock.clone();
+        let layer = layer.with_clock(move || clock.now());
+        routes().layer(layer).with_state(())
+    };
     let before = browser.cookie();
-    let answer = browser.get(&router, "/read").await;
-    assert_eq!(answer.body, "Some(1)");
-    assert_ne!(answer.set_value(), before);
-    assert_eq!(old.store.calls(), [Load]);
-    let clock = old.clock.clone();
-    let layer = session_layer::SessionLayer::new(old.store.clone(), new_keys())
-        .with_clock(move || clock.now());
-    let router = routes().layer(layer).with_state(());
+    // Also with edits that come to nothing, and where reading renews nothing.
+    for (path, share) in [
+        ("/undone", 0.1),
+        ("/status/500/add", 0.1),
+        ("/read", 1.0),
+        ("/read", 0.1),
+    ] {
+        let ring = new_keys().with_fallback(support::KEY).unwrap();
+        browser = Browser::with_cookie(before.clone());
+        let answer = browser.get(&with_keys(ring, share), path).await;
+        assert_ne!(answer.set_value(), before, "{path}");
+        assert_eq!(old.store.calls(), [Load], "{path}");
+    }
+    let router = with_keys(new_keys(), 0.1);
     assert_eq!(browser.get(&router, "/read").await.body, "Some(1)");
     assert_eq!(
         Browser::with_cookie(before)
@@ -725,6 +756,28 @@ async fn a_store_that_hangs_costs_its_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_commit_deadline_counts_from_the_first_attempt() {
+    let limit = Duration::from_secs(3);
+    let config = SessionConfig::default().with_commit_timeout(limit);
+    let app = app_with(routes(), config);
+    let browser = with_session(&app).await;
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let conflict = Fault::First(Arc::new(support::SpyStore::rewrite_all));
+    let slow = Fault::WaitThen(Arc::clone(&gate), Box::new(conflict));
+    app.store.fault(Update, slow);
+    let start = tokio::time::Instant::now();
+    let answer = tokio::spawn(send(&app.router, browser.request("/add")));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(app.store.calls(), [Load, Update]);
+    app.store.fault(Load, Fault::Hang);
+    gate.notify_one();
+    assert_eq!(answer.await.unwrap().status, 503);
+    assert_eq!(app.store.calls(), [Load]);
+    let took = start.elapsed();
+    assert!(took < limit + Duration::from_millis(100), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_conflict_that_never_ends_is_a_503_at_the_deadline() {
     let app = app(routes());
     let mut browser = with_session(&app).await;
@@ -788,16 +841,20 @@ async fn a_record_that_is_no_session_counts_as_absent() {
 
 #[tokio::test]
 async fn concurrent_extractors_share_one_load() {
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let answered = Arc::clone(&gate);
     let router = Router::new().route(
         "/",
         get(|a: LazySession, b: LazySession| async move {
-            let (a, b) = tokio::join!(a.load(), b.load());
+            let answered = async { answered.notify_one() };
+            let (a, b, ()) = tokio::join!(a.load(), b.load(), answered);
             a.unwrap().insert("from a", 1).unwrap();
             assert!(b.unwrap().contains_key("from a"));
         }),
     );
     let app = app(router.merge(routes()));
     let mut browser = with_session(&app).await;
+    app.store.fault(Load, Fault::Wait(gate));
     browser.get(&app.router, "/").await;
     assert_eq!(app.store.calls(), [Load, Update]);
 }

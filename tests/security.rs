@@ -117,15 +117,35 @@ async fn a_dead_cookie_gives_way_to_a_live_one() {
     let dead = logged_in(&app).await;
     dead.clone().get(&app.router, "/logout").await;
     let live = logged_in(&app).await;
-    for cookies in [
-        [dead.cookie(), live.cookie()],
-        [live.cookie(), dead.cookie()],
+    app.store.calls();
+    let garbage = "garbage".to_owned();
+    for (cookies, loads) in [
+        ([dead.cookie(), live.cookie(), garbage.clone()], 2),
+        ([garbage, dead.cookie(), live.cookie()], 2),
+        ([live.cookie(), dead.cookie(), dead.cookie()], 1),
     ] {
         let line = cookies
             .map(|cookie| format!("__Host-id={cookie}"))
             .join("; ");
         assert_eq!(who(&app, &[line.as_bytes()]).await, "ada-the-secret-name");
+        assert_eq!(app.store.calls(), vec![Verb::Load; loads], "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_logout_with_two_dead_cookies_ends_what_the_first_has_become() {
+    let app = app(routes());
+    let dead = logged_in(&app).await;
+    dead.clone().get(&app.router, "/logout").await;
+    let rotated = logged_in(&app).await;
+    rotated.clone().get(&app.router, "/login").await;
+    assert_eq!(app.store.live().len(), 1);
+    let (dead, rotated) = (dead.cookie(), rotated.cookie());
+    let line = format!("__Host-id={rotated}; __Host-id={dead}");
+    let mut request = with_cookies(&[line.as_bytes()]);
+    *request.uri_mut() = "/logout".parse().unwrap();
+    assert!(send(&app.router, request).await.removes_cookie());
+    assert_eq!(app.store.live(), []);
 }
 
 #[tokio::test]

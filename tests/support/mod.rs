@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +19,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use session_layer::store::{
-    CreateOutcome, NewRecord, Record, SessionStore, StoreLimits, TouchOutcome, UpdateOutcome,
+    CreateOutcome, NewRecord, Record, SessionStore, StoreLimits, Token, TouchOutcome, UpdateOutcome,
 };
 use session_layer::{
     Revision, SessionConfig, SessionKey, SessionLayer, SigningKeys, StoreError, StoreErrorKind,
@@ -50,6 +51,8 @@ pub enum Fault {
     FailAfter(StoreErrorKind),
     /// The verb is carried out, and a conflict is answered: as if a driver had sent it twice.
     ConflictAfter,
+    /// The verb is carried out, and then the store panics.
+    PanicAfter,
     /// No answer, ever.
     Hang,
     /// Nothing happens, and `Taken` is answered.
@@ -209,6 +212,13 @@ impl SpyStore {
     }
 }
 
+/// What the store wants to be shown with the record that it has under this revision.
+fn token(revision: Revision) -> Token {
+    let mut hasher = DefaultHasher::new();
+    revision.hash(&mut hasher);
+    hasher.finish() as Token
+}
+
 pub fn is_tombstone(payload: &[u8]) -> bool {
     payload.windows(5).any(|word| word == b"ended")
 }
@@ -222,7 +232,8 @@ impl SessionStore for SpyStore {
         let now = self.0.clock.now();
         Ok(self.live_entry(key).map(|entry| {
             let ttl = entry.expires.duration_since(now).unwrap();
-            Record::new(entry.revision, Bytes::from(entry.payload), ttl)
+            let token = token(entry.revision);
+            Record::new(entry.revision, Bytes::from(entry.payload), ttl).with_token(token)
         }))
     }
 
@@ -238,7 +249,7 @@ impl SessionStore for SpyStore {
         self.put(key, new);
         match fault {
             Some(Fault::FailAfter(kind)) => Err(StoreError::new(kind, "on demand")),
-            _ => Ok(CreateOutcome::Created(0)),
+            _ => Ok(CreateOutcome::Created(token(new.revision()))),
         }
     }
 
@@ -253,12 +264,16 @@ impl SessionStore for SpyStore {
         match self.live_entry(key) {
             None => return Ok(UpdateOutcome::Gone),
             Some(entry) if entry.revision != seen.revision() => return Ok(UpdateOutcome::Conflict),
-            Some(_) => self.put(key, new),
+            Some(_) => {
+                assert_eq!(seen.token(), token(seen.revision()));
+                self.put(key, new);
+            }
         }
         match fault {
             Some(Fault::FailAfter(kind)) => Err(StoreError::new(kind, "on demand")),
             Some(Fault::ConflictAfter) => Ok(UpdateOutcome::Conflict),
-            _ => Ok(UpdateOutcome::Updated(0)),
+            Some(Fault::PanicAfter) => panic!("on purpose"),
+            _ => Ok(UpdateOutcome::Updated(token(new.revision()))),
         }
     }
 
@@ -274,10 +289,11 @@ impl SessionStore for SpyStore {
             None => Ok(TouchOutcome::Gone),
             Some(entry) if entry.revision != seen.revision() => Ok(TouchOutcome::Conflict),
             Some(_) => {
+                assert_eq!(seen.token(), token(seen.revision()));
                 if let Some(entry) = self.records().get_mut(key) {
                     entry.expires = expires;
                 }
-                Ok(TouchOutcome::Touched(0))
+                Ok(TouchOutcome::Touched(token(seen.revision())))
             }
         }
     }
