@@ -106,14 +106,15 @@ impl Route {
         key: [&[u8]; 2],
         cmd: &Cmd,
     ) -> Result<Value, RedisError> {
+        // Boxed where it is large: every call has room for all of them.
         match self {
             Self::Link(link, _) => call(link, cmd).await,
-            Self::Cluster(cluster) => cluster.call(slot(key), cmd).await,
-            Self::Manager(manager) => manager
-                .clone()
-                .send_packed_command(cmd)
-                .await?
-                .extract_error(),
+            Self::Cluster(cluster) => Box::pin(cluster.call(slot(key), cmd)).await,
+            Self::Manager(manager) => {
+                let mut manager = manager.clone();
+                let answer = Box::pin(manager.send_packed_command(cmd)).await;
+                answer?.extract_error()
+            }
         }
     }
 
@@ -124,7 +125,9 @@ impl Route {
         script: &Call,
     ) -> Result<Value, RedisError> {
         match self.call(key, &script.cmd).await {
-            Err(error) if is_no_script(&error) => self.call(key, &script.with_text()).await,
+            Err(error) if is_no_script(&error) => {
+                Box::pin(self.call(key, &script.with_text())).await
+            }
             answer => answer,
         }
     }

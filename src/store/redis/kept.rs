@@ -85,6 +85,11 @@ impl<M: Make> Kept<M> {
         if let Some(thing) = self.peek().filter(M::is_good) {
             return Ok(thing);
         }
+        // Boxed, so that only those who wait make room for it.
+        Box::pin(self.get_made()).await
+    }
+
+    async fn get_made(&self) -> Result<M::Thing, RedisError> {
         let called = Instant::now();
         loop {
             let next = match &*self.shared.state.borrow() {

@@ -15,6 +15,7 @@ pub(super) mod script;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -174,11 +175,12 @@ impl Shared {
         [self.prefix.as_bytes(), key.as_str().as_bytes()]
     }
 
-    /// Gives `work` on a key so much time and no more.
+    /// Gives `work` on a key so much time and no more. It comes pinned, since it is large, and a future
+    /// that is handed over is in two places.
     async fn within<T>(
         &self,
         key: [&[u8]; 2],
-        work: impl Future<Output = Result<T, RedisError>>,
+        work: Pin<&mut impl Future<Output = Result<T, RedisError>>>,
     ) -> Result<T, StoreError> {
         match tokio::time::timeout(self.timeout, work).await {
             Ok(answer) => answer.map_err(|error| failed(&error)),
@@ -204,7 +206,7 @@ impl Shared {
                 Ok(now)
             }
             Reading::Unknown => {
-                self.ask_time(key).await?;
+                Box::pin(self.ask_time(key)).await?;
                 Ok(match self.clock.read() {
                     Reading::Known(now) | Reading::Due(now) => now,
                     Reading::Unknown => clock::host(),
@@ -248,16 +250,15 @@ impl SessionStore for RedisStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
         let shared = &self.shared;
         let at = shared.key(key);
-        let (value, now) = shared
-            .within(at, async {
-                let value = shared.route.call(at, &script::load(Parts(at))).await?;
-                let now = match value {
-                    Value::Nil => 0,
-                    _ => shared.now(key).await?,
-                };
-                Ok((value, now))
-            })
-            .await?;
+        let work = pin!(async {
+            let value = shared.route.call(at, &script::load(Parts(at))).await?;
+            let now = match value {
+                Value::Nil => 0,
+                _ => shared.now(key).await?,
+            };
+            Ok((value, now))
+        });
+        let (value, now) = shared.within(at, work).await?;
         match value {
             Value::Nil => Ok(None),
             Value::BulkString(value) => {
@@ -280,13 +281,12 @@ impl SessionStore for RedisStore {
         let shared = &self.shared;
         shared.limits.check(new)?;
         let at = shared.key(key);
-        let answer = shared
-            .within(at, async {
-                let now = shared.now(key).await?;
-                let cmd = script::create(Parts(at), new, now);
-                shared.route.call(at, &cmd).await
-            })
-            .await?;
+        let work = pin!(async {
+            let now = shared.now(key).await?;
+            let cmd = script::create(Parts(at), new, now);
+            shared.route.call(at, &cmd).await
+        });
+        let answer = shared.within(at, work).await?;
         match answer {
             Value::Okay => Ok(CreateOutcome::Created(0)),
             Value::Nil => Ok(CreateOutcome::Taken),
@@ -303,13 +303,12 @@ impl SessionStore for RedisStore {
         let shared = &self.shared;
         shared.limits.check(new)?;
         let at = shared.key(key);
-        let answer = shared
-            .within(at, async {
-                let now = shared.now(key).await?;
-                let call = shared.scripts.update(Parts(at), seen.revision(), new, now);
-                shared.route.script(at, &call).await
-            })
-            .await?;
+        let work = pin!(async {
+            let now = shared.now(key).await?;
+            let call = shared.scripts.update(Parts(at), seen.revision(), new, now);
+            shared.route.script(at, &call).await
+        });
+        let answer = shared.within(at, work).await?;
         match answer {
             Value::Int(script::DONE) => Ok(UpdateOutcome::Updated(0)),
             Value::Int(script::CONFLICT) => Ok(UpdateOutcome::Conflict),
@@ -327,15 +326,14 @@ impl SessionStore for RedisStore {
     ) -> Result<TouchOutcome, StoreError> {
         let shared = &self.shared;
         let at = shared.key(key);
-        let answer = shared
-            .within(at, async {
-                let now = shared.now(key).await?;
-                let call = shared
-                    .scripts
-                    .touch(Parts(at), seen.revision(), millis(ttl), now);
-                shared.route.script(at, &call).await
-            })
-            .await?;
+        let work = pin!(async {
+            let now = shared.now(key).await?;
+            let call = shared
+                .scripts
+                .touch(Parts(at), seen.revision(), millis(ttl), now);
+            shared.route.script(at, &call).await
+        });
+        let answer = shared.within(at, work).await?;
         match answer {
             Value::Int(script::DONE) => Ok(TouchOutcome::Touched(0)),
             Value::Int(script::CONFLICT) => Ok(TouchOutcome::Conflict),
@@ -349,7 +347,8 @@ impl SessionStore for RedisStore {
         let shared = &self.shared;
         let at = shared.key(key);
         let cmd = script::delete(Parts(at));
-        shared.within(at, shared.route.call(at, &cmd)).await?;
+        let work = pin!(shared.route.call(at, &cmd));
+        shared.within(at, work).await?;
         Ok(())
     }
 
@@ -360,5 +359,33 @@ impl SessionStore for RedisStore {
 
     fn limits(&self) -> StoreLimits {
         self.shared.limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::store::Revision;
+
+    /// Each call of the layer allocates one, and with many requests under way they fill the caches.
+    #[tokio::test]
+    async fn futures_stay_small() {
+        let store = RedisStore::connect("redis://127.0.0.1:1").await.unwrap();
+        let key: SessionKey = "a".repeat(43).parse().unwrap();
+        let (revision, ttl) = (Revision::generate(), Duration::from_secs(1));
+        let seen = Record::new(revision, Bytes::new(), ttl);
+        let new = NewRecord::new(revision, b"", ttl);
+        let sizes = [
+            ("load", size_of_val(&store.load(&key))),
+            ("create", size_of_val(&store.create(&key, &new))),
+            ("update", size_of_val(&store.update(&key, &seen, &new))),
+            ("touch", size_of_val(&store.touch(&key, &seen, ttl))),
+        ];
+        for (verb, size) in sizes {
+            // More than half of it is the driver's.
+            assert!(size <= 2048, "{verb}: {size} bytes of {sizes:?}");
+        }
     }
 }
