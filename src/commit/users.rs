@@ -18,7 +18,8 @@ use crate::payload::{Head, Meta, Payload, tombstone};
 use crate::shared::{Shared, within};
 use crate::state::{Outcome, Owner, Work};
 use crate::store::{CreateOutcome, NewRecord, Record, UpdateOutcome};
-use crate::user::{AT_ONCE, Entry, Index, all};
+use crate::user::index::{Entry, Index};
+use crate::user::several::{AT_ONCE, all};
 
 /// How many listed sessions a login or a rotation looks at, to find those that have ended.
 const LOOKS: usize = 2;

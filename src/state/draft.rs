@@ -125,7 +125,7 @@ impl State {
                 let record = Record::new(draft.revision, bytes, draft.ttl).with_token(token);
                 if flushed {
                     // What was just stored is what the flush was about.
-                    self.endings.push(Ending::of(draft.key, Some(record)));
+                    self.end(Ending::of(draft.key, Some(record)));
                     return false;
                 }
                 self.drop_first_batches(batches);

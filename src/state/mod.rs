@@ -435,6 +435,18 @@ impl State {
         dropped
     }
 
+    /// Notes that a session is to be ended as it was seen last.
+    fn end(&mut self, ending: Ending) {
+        match self
+            .endings
+            .iter_mut()
+            .find(|other| other.key == ending.key)
+        {
+            Some(other) => other.seen = ending.seen,
+            None => self.endings.push(ending),
+        }
+    }
+
     pub(crate) fn take_endings(&mut self) -> Vec<Ending> {
         std::mem::take(&mut self.endings)
     }

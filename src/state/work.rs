@@ -82,8 +82,7 @@ impl State {
                 self.endings.append(&mut work.endings);
                 if flushed {
                     // What was just stored is what the flush was about.
-                    let ending = Ending::of(stored.key, Some(stored.record));
-                    self.endings.push(ending);
+                    self.end(Ending::of(stored.key, Some(stored.record)));
                     return false;
                 }
                 if let Some((meta, _)) = work.written.take() {

@@ -1,14 +1,15 @@
 //! The sessions of a user: who is logged in where, and how that ends.
 
-mod index;
+pub(crate) mod index;
 mod session;
-mod several;
+pub(crate) mod several;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-pub(crate) use self::index::{Entry, Index, ROOM};
-pub(crate) use self::several::{AT_ONCE, all};
+use self::index::Index;
+pub(crate) use self::index::ROOM;
+use self::several::{AT_ONCE, all};
 use crate::commit::users;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::SessionKey;
