@@ -302,6 +302,32 @@ async fn an_old_id_that_a_saved_rotation_could_not_end_is_ended_with_the_respons
     }
 }
 
+/// Nor does it outlive a logout that came with the old id while nobody knew of the new one.
+#[tokio::test]
+async fn a_logout_between_a_saved_rotation_and_its_late_end_is_final() {
+    let fixture = fixture();
+    let mut browser = fixture.browser().await;
+    let kept = Arc::clone(&fixture.kept);
+    browser.clone().get(&fixture.app.router, "/keep").await;
+    let other = kept.lock().unwrap().take().unwrap();
+    let store = fixture.app.store.clone();
+    let handler = move |session: Session| async move {
+        session.cycle_id();
+        for _ in 0..2 {
+            store.fault(Update, Fault::Fail(StoreErrorKind::Unavailable));
+        }
+        session.save().await.unwrap_err();
+        other.flush();
+        other.save().await.unwrap();
+    };
+    let router = Router::new().route("/", get(handler));
+    let router = router.layer(fixture.app.layer.clone()).with_state(());
+    browser.get(&router, "/").await;
+    assert_eq!(fixture.app.store.live(), []);
+    let read = browser.get(&fixture.app.router, "/read").await;
+    assert_eq!(read.body, "None");
+}
+
 /// A logout that comes with the old id finds the session under the new one all the same.
 #[tokio::test]
 async fn an_old_id_that_is_ended_late_leads_a_logout_to_the_new_one() {

@@ -102,36 +102,43 @@ impl<'a> Commit<'a> {
         }
     }
 
-    /// Ends a session, and the one that it was rotated into unless that is to stay.
+    /// Ends a session, and the one that it was rotated into. That one stays if only its old key is to
+    /// end, unless the session turns out to have ended before: whoever did that did not know of it.
     async fn end(&mut self, ending: Ending) -> Result<(), SessionError> {
         let Ending {
             mut key,
             mut seen,
-            successor: staying,
+            successor: mut staying,
         } = ending;
         loop {
-            let record = match seen.take() {
-                Some(record) => record,
+            let found = match seen.take() {
+                Some(record) => Ok(record),
                 None => match self.read(&key).await? {
-                    Found::Absent => break,
-                    Found::Ended { successor: None } => break,
-                    Found::Ended { .. } if staying.is_some() => break,
-                    Found::Ended {
-                        successor: Some(successor),
-                    } => {
-                        self.turn = None;
-                        key = successor;
-                        continue;
-                    }
-                    Found::Live(live) => live.record,
+                    Found::Live(live) => Ok(live.record),
+                    Found::Ended { successor } => Err(successor),
+                    Found::Absent => Err(None),
                 },
             };
-            let buried = self.bury(&key, &record, staying.as_ref(), Revision::generate());
-            match buried.await? {
-                UpdateOutcome::Updated(_) => break,
-                UpdateOutcome::Gone => break,
-                UpdateOutcome::Conflict => self.queue(&key).await?,
-            }
+            let successor = match found {
+                Ok(record) => {
+                    let buried = self.bury(&key, &record, staying.as_ref(), Revision::generate());
+                    match buried.await? {
+                        UpdateOutcome::Updated(_) => break,
+                        UpdateOutcome::Conflict => {
+                            self.queue(&key).await?;
+                            continue;
+                        }
+                        UpdateOutcome::Gone => None,
+                    }
+                }
+                Err(successor) if staying.is_some() && successor == staying => break,
+                Err(successor) => successor,
+            };
+            let Some(next) = staying.take().or(successor) else {
+                break;
+            };
+            self.turn = None;
+            key = next;
         }
         tracing::debug!(session.key = %key, "session ended");
         Ok(())
