@@ -18,6 +18,7 @@ mod permissions;
 mod sentinels;
 mod servers;
 mod tls;
+mod together;
 mod verbs;
 
 use std::time::Duration;

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use super::cluster::{Cluster, slot};
 use super::errors::{config, is_no_script, is_readonly};
 use super::link::{Link, Server};
+use super::outbox::Outbox;
 use super::script::Call;
 use crate::store::StoreError;
 
@@ -28,7 +29,7 @@ pub(in crate::store) enum Route {
     /// The link, and what it is called.
     Link(Link, &'static str),
     Cluster(Cluster),
-    Manager(ConnectionManager),
+    Manager(ConnectionManager, Outbox),
 }
 
 impl RedisClient {
@@ -81,7 +82,7 @@ impl From<ConnectionManager> for RedisClient {
     /// Shares the manager's connection. It is for the manager to reconnect; by default it tries for
     /// seconds, so that requests fail at the store's own time limit while the server is down.
     fn from(manager: ConnectionManager) -> Self {
-        Self(Route::Manager(manager))
+        Self(Route::Manager(manager, Outbox::default()))
     }
 }
 
@@ -96,7 +97,7 @@ impl Route {
         match self {
             Self::Link(_, name) => name,
             Self::Cluster(_) => "cluster",
-            Self::Manager(_) => "connection manager",
+            Self::Manager(..) => "connection manager",
         }
     }
 
@@ -110,9 +111,11 @@ impl Route {
         match self {
             Self::Link(link, _) => call(link, cmd).await,
             Self::Cluster(cluster) => Box::pin(cluster.call(slot(key), cmd)).await,
-            Self::Manager(manager) => {
-                let mut manager = manager.clone();
-                let answer = Box::pin(manager.send_packed_command(cmd)).await;
+            Self::Manager(manager, outbox) => {
+                let alone = |mut manager: ConnectionManager| async move {
+                    manager.send_packed_command(cmd).await
+                };
+                let answer = outbox.send(manager, cmd, alone).await;
                 answer?.extract_error()
             }
         }
@@ -137,7 +140,7 @@ impl Route {
         match self {
             Self::Link(link, _) => link.renew(),
             Self::Cluster(cluster) => cluster.renew(slot(key)),
-            Self::Manager(_) => {}
+            Self::Manager(..) => {}
         }
     }
 }

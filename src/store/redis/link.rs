@@ -13,6 +13,7 @@ use ::redis::{
 use tokio::sync::Mutex;
 
 use super::kept::{Kept, Make};
+use super::outbox::Outbox;
 
 /// How long a connection may take, DNS, TLS and login included.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -30,8 +31,11 @@ pub(super) enum Server {
 
 /// A connection that was good when it was handed out.
 #[derive(Clone)]
-pub(super) struct Live {
-    connection: MultiplexedConnection,
+pub(super) struct Live(Arc<Connection>);
+
+struct Connection {
+    driver: MultiplexedConnection,
+    outbox: Outbox,
     lost: Arc<AtomicBool>,
 }
 
@@ -69,16 +73,21 @@ impl Link {
 
 impl Live {
     /// Sends a command, once. After an error of the connection it may have been carried out.
-    pub(super) async fn send(&mut self, cmd: &Cmd) -> Result<Value, RedisError> {
-        let answer = self.connection.send_packed_command(cmd).await;
+    pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, RedisError> {
+        let outbox = &self.0.outbox;
+        let alone = |mut driver: MultiplexedConnection| async move {
+            driver.send_packed_command(cmd).await
+        };
+        let answer = outbox.send(&self.0.driver, cmd, alone).await;
         self.judge(answer)
     }
 
     /// The same to a server that is taking over the key's slot.
-    pub(super) async fn send_asking(&mut self, cmd: &Cmd) -> Result<Value, RedisError> {
+    pub(super) async fn send_asking(&self, cmd: &Cmd) -> Result<Value, RedisError> {
         let mut both = pipe();
         both.cmd("ASKING").add_command(cmd.clone());
-        let answers = self.connection.send_packed_commands(&both, 0, 2).await;
+        let mut driver = self.0.driver.clone();
+        let answers = driver.send_packed_commands(&both, 0, 2).await;
         let answer = answers.and_then(|answers| {
             let [asking, answer] = <[Value; 2]>::try_from(answers)
                 .map_err(|_| RedisError::from((ErrorKind::Parse, "two answers were expected")))?;
@@ -92,7 +101,7 @@ impl Live {
         if let Err(error) = &answer
             && (error.is_io_error() || error.is_unrecoverable_error())
         {
-            self.lost.store(true, Ordering::Relaxed);
+            self.0.lost.store(true, Ordering::Relaxed);
         }
         answer?.extract_error()
     }
@@ -126,13 +135,17 @@ impl Make for Server {
                 Ok::<(), ()>(())
             });
         }
-        let connection = client
+        let driver = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
-        Ok(Live { connection, lost })
+        Ok(Live(Arc::new(Connection {
+            driver,
+            outbox: Outbox::default(),
+            lost,
+        })))
     }
 
     fn is_good(live: &Live) -> bool {
-        !live.lost.load(Ordering::Relaxed)
+        !live.0.lost.load(Ordering::Relaxed)
     }
 }

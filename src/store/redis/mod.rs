@@ -8,6 +8,7 @@ pub(super) mod connect;
 pub(super) mod errors;
 mod kept;
 mod link;
+mod outbox;
 pub(super) mod record;
 mod scan;
 pub(super) mod script;
@@ -384,8 +385,7 @@ mod tests {
             ("touch", size_of_val(&store.touch(&key, &seen, ttl))),
         ];
         for (verb, size) in sizes {
-            // More than half of it is the driver's.
-            assert!(size <= 2048, "{verb}: {size} bytes of {sizes:?}");
+            assert!(size <= 1024, "{verb}: {size} bytes of {sizes:?}");
         }
     }
 }

@@ -63,13 +63,13 @@ impl Shared {
                 cluster: None,
             },
             (Route::Cluster(_), Some(from)) if from.cluster.is_some() => from,
-            (Route::Link(..) | Route::Manager(_), Some(from)) if from.cluster.is_none() => from,
+            (Route::Link(..) | Route::Manager(..), Some(from)) if from.cluster.is_none() => from,
             _ => return Err(foreign()),
         };
         let cmd = self.scan_command(from.cursor, limit);
         let answer = match &self.route {
             Route::Link(link, _) => call(link, &cmd).await,
-            Route::Manager(manager) => {
+            Route::Manager(manager, _) => {
                 let answer = manager.clone().send_packed_command(&cmd).await;
                 answer.and_then(Value::extract_error)
             }

@@ -221,7 +221,7 @@ impl Make for Servers {
             asked.spawn(async move {
                 tokio::time::sleep(STAGGER * u32::try_from(at).unwrap_or(u32::MAX)).await;
                 let table = async {
-                    let mut live = link.get().await?;
+                    let live = link.get().await?;
                     let answer = live.send(cmd("CLUSTER").arg("SLOTS")).await?;
                     known(&answer, link.host())
                 };
