@@ -1,27 +1,25 @@
-//! How a request's session ends: commits, what the browser is told, and what is left over.
+//! How a request's session ends: commits, and what the browser is told.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use http::HeaderValue;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::commit::{self, First};
-use crate::cookie::CookieHeaders;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{SessionId, SessionKey};
-use crate::request::{Inner, Loaded, Source};
-use crate::shared::Finish;
-use crate::state::{
-    CookieAction, Draft, Ending, Identity, Plan, Settled, State, StoreAction, Work,
-};
+use crate::request::{Inner, Loaded};
+use crate::state::{CookieAction, Draft, Identity, Plan, Settled, State, StoreAction, Work};
+use crate::store::{Record, StoreAtOnce};
 
 /// What is left to do once a commit has been planned.
 enum Begun {
     /// Nothing in the store.
     Nothing,
-    Drafted(Plan),
+    /// A draft, and what it is to replace.
+    Drafted(Plan, Option<Record>),
     Work(Plan, Box<Work>),
 }
 
@@ -35,14 +33,19 @@ pub(crate) struct Answer {
 impl Inner {
     /// Stores what has been done so far. The `last` commit of a request draws a line: what was done
     /// before it, and is not stored by it, is dropped.
-    async fn commit(&self, loaded: &Loaded, edits: bool, last: bool) -> Result<(), SessionError> {
+    pub(crate) async fn commit(
+        &self,
+        loaded: &Loaded,
+        edits: bool,
+        last: bool,
+    ) -> Result<(), SessionError> {
         let now = self.shared.now();
         // Made here, where it is to stay: it is large.
         let mut draft = None;
-        let (plan, work) = match self.begin(loaded, edits, last, now, &mut draft)? {
+        let (plan, seen, work) = match self.begin(loaded, edits, last, now, &mut draft)? {
             Begun::Nothing => return Ok(()),
-            Begun::Drafted(plan) => (plan, None),
-            Begun::Work(plan, work) => (plan, Some(work)),
+            Begun::Drafted(plan, seen) => (plan, seen, None),
+            Begun::Work(plan, work) => (plan, None, Some(work)),
         };
         let span = tracing::debug_span!(
             "session_commit",
@@ -58,9 +61,9 @@ impl Inner {
         };
         // Entering a span that nobody listens to still costs something, at each poll.
         let first = if span.is_disabled() {
-            commit::attempt(&self.shared, draft).await
+            commit::attempt(&self.shared, draft, seen.as_ref()).await
         } else {
-            let attempt = commit::attempt(&self.shared, draft);
+            let attempt = commit::attempt(&self.shared, draft, seen.as_ref());
             Box::pin(attempt.instrument(span.clone())).await
         };
         let settled = match first {
@@ -76,7 +79,11 @@ impl Inner {
             Err(error) => Err(error),
         };
         let _entered = (!span.is_disabled()).then(|| span.enter());
-        self.settle(loaded, draft, settled)
+        let (replay, result) = self.settle(&mut loaded.state(), draft, settled);
+        if replay {
+            self.replay_later_edits(loaded);
+        }
+        result
     }
 
     /// Plans, and prepares what the plan asks for: a `draft` where that will do, or else work.
@@ -111,33 +118,42 @@ impl Inner {
             state.accept(plan);
             return Ok(Begun::Nothing);
         }
+        *draft = self.draft(&mut state, plan, last, now);
+        Ok(match draft {
+            Some(draft) => {
+                let stored = draft.seen.and_then(|_| state.stored());
+                Begun::Drafted(plan, stored.map(|stored| stored.record))
+            }
+            None => Begun::Work(plan, Box::new(state.begin(plan, last, now))),
+        })
+    }
+
+    /// What one call of the store does for, if that is likely to do.
+    fn draft(&self, state: &mut State, plan: Plan, last: bool, now: u64) -> Option<Draft> {
         // What was read of a session that others are changing is most likely out of date.
         let key = state.identity().key();
-        let contended = key.is_some_and(|key| self.shared.queues.is_contended(&key));
+        if key.is_some_and(|key| self.shared.queues.is_contended(&key)) {
+            return None;
+        }
         let fresh = match plan.store {
-            // What fails here fails again there.
+            // What fails here fails again in `perform`.
             StoreAction::Create => {
                 let id = SessionId::generate().ok();
                 id.map(|id| (id, self.shared.signer.key(&id)))
             }
             _ => None,
         };
-        if !contended {
-            *draft = state.draft(plan, last, fresh, &self.shared.policy, now);
-        }
-        Ok(match draft {
-            Some(_) => Begun::Drafted(plan),
-            None => Begun::Work(plan, Box::new(state.begin(plan, last, now))),
-        })
+        state.draft(plan, last, fresh, &self.shared.policy, now)
     }
 
     /// Takes note of what became of the one call that does for most commits.
+    /// Says, too, whether edits have come meanwhile that are to be done again.
     fn settle(
         &self,
-        loaded: &Loaded,
+        state: &mut State,
         draft: &mut Draft,
         settled: Result<Settled, SessionError>,
-    ) -> Result<(), SessionError> {
+    ) -> (bool, Result<(), SessionError>) {
         let (settled, result) = match settled {
             Ok(settled) => (settled, Ok(())),
             Err(error) => (Settled::Failed, Err(error)),
@@ -146,11 +162,8 @@ impl Inner {
             let key = draft.seen.as_ref().map(|_| draft.key);
             edits_dropped(key, "they could not be stored");
         }
-        let policy = &self.shared.policy;
-        if loaded.state().settle_draft(draft, settled, policy) {
-            self.replay_later_edits(loaded);
-        }
-        result
+        let replay = state.settle_draft(draft, settled, &self.shared.policy);
+        (replay, result)
     }
 
     /// Everything else. `conflict`: a first attempt has met one; with the commit's deadline, if that
@@ -210,8 +223,9 @@ impl Inner {
         state.take_lost().map_or(Ok(()), Err)
     }
 
-    /// The answer, if nothing was done to the session, so that it takes no store to find it.
-    pub(crate) fn answer_now(&self) -> Option<Answer> {
+    /// The answer, if there is nothing to wait for: because nothing was done to the session, or because
+    /// its store never waits. Otherwise nothing has happened.
+    pub(crate) fn answer_now(&self, edits: bool) -> Option<Answer> {
         if self.flush_unloaded.load(Ordering::Acquire) {
             return None;
         }
@@ -223,13 +237,43 @@ impl Inner {
             Some(Ok(loaded)) => {
                 let mut state = loaded.state();
                 if state.may_write() {
-                    return None;
+                    let store = self.shared.at_once()?;
+                    let now = self.shared.now();
+                    let stored = self.store_at_once(store, &mut state, edits, now)?;
+                    return Some(self.close(&mut state, stored.err(), Some(now)));
                 }
                 let plan = state.plan(true);
                 state.accept(plan);
-                Some(self.close(&mut state, None))
+                Some(self.close(&mut state, None, None))
             }
         }
+    }
+
+    /// The last commit of a request, if one call of a store that never waits does for it. Nobody else
+    /// sees the session meanwhile, so that it need not be anybody's turn.
+    fn store_at_once(
+        &self,
+        store: &dyn StoreAtOnce,
+        state: &mut State,
+        edits: bool,
+        now: u64,
+    ) -> Option<Result<(), SessionError>> {
+        if state.is_committing() {
+            return None;
+        }
+        let plan = state.plan(edits);
+        let mut draft = self.draft(state, plan, true, now)?;
+        let settled = match commit::attempt_at_once(store, &draft) {
+            Ok(First::Written(token)) => Ok(Settled::Written(token)),
+            Ok(First::Gone) => Ok(Settled::Ended),
+            Ok(First::Conflict(_)) => {
+                state.take_back(&draft);
+                return None;
+            }
+            Err(error) => Err(error),
+        };
+        let (_, result) = self.settle(state, &mut draft, settled);
+        Some(result)
     }
 
     /// The answer, after whatever has to be done in the store.
@@ -253,16 +297,16 @@ impl Inner {
         let _turn = self.turn().await;
         let result = self.commit(loaded, edits, true).await;
         let mut state = loaded.state();
-        self.close(&mut state, result.err())
+        self.close(&mut state, result.err(), None)
     }
 
-    /// Finds what the browser is to be told. After this, no cookie can be set.
-    fn close(&self, state: &mut State, error: Option<SessionError>) -> Answer {
+    /// Finds what the browser is to be told. After this, no cookie can be set. `now`: if it is known.
+    fn close(&self, state: &mut State, error: Option<SessionError>, now: Option<u64>) -> Answer {
         self.head_sent.store(true, Ordering::Release);
         let set_cookie = match (state.cookie(), state.identity()) {
             (CookieAction::Set, Identity::Stored(stored)) => {
                 let permanent = state.is_permanent(&self.shared.policy);
-                let now = self.shared.now();
+                let now = now.unwrap_or_else(|| self.shared.now());
                 let left = stored.ttl_at(now);
                 let id = stored.id.as_ref().filter(|_| !left.is_zero());
                 id.and_then(|id| self.shared.set_cookie(id, now, left, permanent))
@@ -273,24 +317,41 @@ impl Inner {
         state.cookie_sent();
         Answer { set_cookie, error }
     }
+}
 
-    /// The request will not be answered: only a logout still counts.
-    pub(crate) fn abandon(self: &Arc<Self>) {
-        let mut flush = self.flush_unloaded.load(Ordering::Acquire);
-        if let Some(Ok(loaded)) = self.loaded() {
-            let mut state = loaded.state();
-            flush |= state.plan(false).end;
-            if state.drop_edits() {
-                let key = state.identity().key();
-                edits_dropped(key, "the client hung up, or the handler panicked");
-            }
-        }
-        self.head_sent.store(true, Ordering::Release);
-        if flush {
-            let inner = Arc::clone(self);
-            let answer = Box::pin(async move { drop(inner.answer(false).await) });
-            drop(Finish::new(&self.shared.background, answer));
-        }
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use super::*;
+    use crate::config::SessionConfig;
+    use crate::id::SessionKey;
+    use crate::request::Source;
+    use crate::shared::Shared;
+    use crate::store::MemoryStore;
+
+    /// Somebody else's `save` is not to be overtaken, even where nobody has to wait.
+    #[tokio::test]
+    async fn a_commit_that_is_under_way_is_waited_for() {
+        let keys = crate::SigningKeys::generate().unwrap();
+        let config = SessionConfig::default();
+        let shared = Arc::new(Shared::new(MemoryStore::new(), &keys, config).unwrap());
+        let source = Source::Cookies(crate::cookie::CookieHeaders::None);
+        let inner = Arc::new(Inner::new(Arc::clone(&shared), source));
+        let loaded = inner.load().await.unwrap();
+        let value = crate::payload::Value::from("\x01");
+        let set = |key| loaded.state().set(key, value.clone(), &shared.policy);
+        set("first").unwrap();
+        let mut state = loaded.state();
+        let (plan, now) = (state.plan(true), shared.now());
+        let mut draft = inner.draft(&mut state, plan, false, now).unwrap();
+        drop(state);
+        set("second").unwrap();
+        assert!(inner.answer_now(true).is_none());
+        let failed = Err(SessionError::new(SessionErrorKind::Store, "on demand"));
+        let (replay, result) = inner.settle(&mut loaded.state(), &mut draft, failed);
+        assert!(!replay && result.is_err());
+        assert!(inner.answer_now(true).unwrap().set_cookie.is_some());
+        let stored: Option<SessionKey> = loaded.state().identity().key();
+        assert!(stored.is_some());
     }
 }
 
@@ -306,60 +367,7 @@ fn drop_unplanned(state: &mut State, plan: Plan) {
     edits_dropped(state.identity().key(), reason);
 }
 
-fn edits_dropped(key: Option<SessionKey>, reason: &str) {
+pub(crate) fn edits_dropped(key: Option<SessionKey>, reason: &str) {
     let key = key.map(tracing::field::display);
     tracing::info!(session.key = key, reason, "session edits dropped");
-}
-
-impl Inner {
-    /// Ends a session that was flushed, but not loaded, after the response had left, or that could not
-    /// be loaded then.
-    fn flush_at_last(&mut self) {
-        if !std::mem::take(self.flush_unloaded.get_mut()) {
-            return;
-        }
-        let source = std::mem::replace(&mut self.source, Source::Cookies(CookieHeaders::None));
-        let again = Self::new(Arc::clone(&self.shared), source);
-        again.head_sent.store(true, Ordering::Release);
-        let flush = Box::pin(async move {
-            if let Ok(loaded) = again.load().await {
-                loaded.state().flush(&again.shared.policy);
-                // A failure has already been reported.
-                let _ = again.commit(loaded, false, true).await;
-            }
-        });
-        drop(Finish::new(&self.shared.background, flush));
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let Some(loaded) = self.loaded.get_mut() else {
-            return self.flush_at_last();
-        };
-        let state = loaded
-            .state
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !state.may_write() {
-            return;
-        }
-        let endings: Vec<Ending> = state.take_endings();
-        if state.drop_edits() {
-            tracing::warn!("session edits were never stored; after the response, call `save`");
-        }
-        if endings.is_empty() {
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        let end = Box::pin(async move {
-            let mut state = State::new(&shared.policy);
-            state.end_also(endings);
-            let plan: Plan = state.plan(false);
-            let mut work = state.begin(plan, true, shared.now());
-            // A failure has already been reported.
-            let _ = commit::perform(&shared, &mut work).await;
-        });
-        drop(Finish::new(&self.shared.background, end));
-    }
 }

@@ -342,12 +342,12 @@ where
                     return Poll::Ready(result);
                 };
                 let inner = session.inner();
-                if let Some(answer) = inner.answer_now() {
-                    return Poll::Ready(finish(inner, answer, result, this.on_error));
-                }
                 let server_error = !matches!(&result, Ok(r) if !r.status().is_server_error());
                 let edits =
                     !server_error || inner.shared.policy.server_errors == ServerErrors::Commit;
+                if let Some(answer) = inner.answer_now(edits) {
+                    return Poll::Ready(finish(inner, answer, result, this.on_error));
+                }
                 let mut commit: Task<Answer> = Box::pin(Arc::clone(inner).answer(edits));
                 // Most stores that answer at once leave nothing to wait for.
                 if let Poll::Ready(answer) = commit.as_mut().poll(cx) {

@@ -4,15 +4,14 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use crate::cookie::CookieHeaders;
 use crate::edits::Updater;
 use crate::error::SessionError;
 use crate::id::SessionKey;
-use crate::shared::{Found, Live, Shared};
-use crate::signing::{Rejected, Verified};
-use crate::state::{Identity, Seen, State, Stored, is_cookie_due, is_due};
+use crate::search;
+use crate::shared::Shared;
+use crate::state::{Identity, State};
 
 /// One request's session, shared by everything that handles the request.
 pub(crate) struct Inner {
@@ -34,15 +33,6 @@ pub(crate) enum Source {
     Key(SessionKey),
 }
 
-/// A cookie of our name that verifies.
-struct Candidate {
-    verified: Verified,
-    /// Which of the cookies of our name it is ...
-    at: usize,
-    /// ... and which one comes after it.
-    next: Option<usize>,
-}
-
 pub(crate) struct Loaded {
     pub(crate) state: Mutex<State>,
 }
@@ -50,7 +40,7 @@ pub(crate) struct Loaded {
 impl Loaded {
     /// Made where it is to stay: it is large, and what was just written is slow to move.
     #[inline]
-    fn new(state: impl FnOnce() -> State) -> Box<Self> {
+    pub(crate) fn new(state: impl FnOnce() -> State) -> Box<Self> {
         let place = Box::new_uninit();
         Box::write(
             place,
@@ -121,22 +111,9 @@ impl Inner {
     }
 
     pub(crate) async fn load(&self) -> Result<&Loaded, SessionError> {
-        if self.loaded().is_none() {
-            let _turn = self.turn().await;
-            if self.loaded().is_none() {
-                let found = match &self.source {
-                    Source::Cookies(CookieHeaders::None) => {
-                        Ok(Loaded::new(|| State::new(&self.shared.policy)))
-                    }
-                    Source::Cookies(cookies) => self.find(cookies).await,
-                    Source::Key(key) => Box::pin(self.look_up(key)).await,
-                };
-                // Nobody else has the turn.
-                match found {
-                    Ok(loaded) => drop(self.loaded.set(loaded)),
-                    Err(error) => drop(self.failed.set(error)),
-                }
-            }
+        if self.loaded().is_none() && !self.load_at_once() {
+            // Boxed, because whoever waits is moved about: it stays small.
+            Box::pin(self.load_in_turn()).await;
         }
         self.apply_flush();
         match self.loaded() {
@@ -144,6 +121,42 @@ impl Inner {
             Some(Err(error)) => Err(error.clone()),
             // Set above.
             None => unreachable!("a session that was loaded stays loaded"),
+        }
+    }
+
+    /// Loads the session if that takes no waiting, and says whether it did. Two may do so at the same
+    /// time; both get what the first has found.
+    fn load_at_once(&self) -> bool {
+        let found = match &self.source {
+            Source::Cookies(CookieHeaders::None) => {
+                Ok(Loaded::new(|| State::new(&self.shared.policy)))
+            }
+            Source::Cookies(cookies) => match self.shared.at_once() {
+                Some(store) => search::find_at_once(&self.shared, store, cookies),
+                None => return false,
+            },
+            Source::Key(_) => return false,
+        };
+        self.set(found);
+        true
+    }
+
+    async fn load_in_turn(&self) {
+        let _turn = self.turn().await;
+        if self.loaded().is_some() {
+            return;
+        }
+        let found = match &self.source {
+            Source::Cookies(cookies) => search::find(&self.shared, cookies).await,
+            Source::Key(key) => search::look_up(&self.shared, key).await,
+        };
+        self.set(found);
+    }
+
+    fn set(&self, found: Result<Box<Loaded>, SessionError>) {
+        match found {
+            Ok(loaded) => drop(self.loaded.set(loaded)),
+            Err(error) => drop(self.failed.set(error)),
         }
     }
 
@@ -171,128 +184,6 @@ impl Inner {
             Some(loaded) => Some(Ok(loaded)),
             None => self.failed.get().map(Err),
         }
-    }
-
-    /// Goes through the cookies of our name until one leads to a live session. What is kept while the
-    /// store is asked is small: the handler's future holds this one, and is moved before it runs.
-    async fn find(&self, cookies: &CookieHeaders) -> Result<Box<Loaded>, SessionError> {
-        let (mut next, mut tombstone) = (Some(0), None);
-        while let Some(candidate) = next.and_then(|from| self.candidate(cookies, from)) {
-            let key = self.shared.signer.key(&candidate.verified.id);
-            let record = self.shared.fetch(&key).await?;
-            match self.shared.judge(&key, record) {
-                Found::Absent => {
-                    tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected")
-                }
-                Found::Ended { .. } => tombstone = tombstone.or(Some(candidate.at)),
-                Found::Live(live) => {
-                    let other = candidate
-                        .next
-                        .and_then(|from| self.other(cookies, from, &candidate));
-                    if other.is_some() {
-                        tracing::warn!(
-                            "two valid session cookies; the first with a live session counts"
-                        );
-                    }
-                    return Ok(self.open(live, &candidate.verified, key));
-                }
-            }
-            next = candidate.next;
-        }
-        let identity = tombstone
-            .and_then(|at| self.candidate(cookies, at))
-            .map_or(Identity::Anonymous, |ended| {
-                Identity::Ended(self.shared.signer.key(&ended.verified.id))
-            });
-        let carried_cookie = self.carries_cookie();
-        let policy = &self.shared.policy;
-        Ok(Loaded::new(|| {
-            State::empty(policy, identity, carried_cookie)
-        }))
-    }
-
-    /// The first of the cookies of our name that verifies, not counting those before `from`.
-    fn candidate(&self, cookies: &CookieHeaders, from: usize) -> Option<Candidate> {
-        let mut values = cookies.candidates(self.shared.cookie.name().as_bytes());
-        let mut at = from;
-        let mut value = values.nth(from)?;
-        loop {
-            if let Some(verified) = self.verify(value) {
-                let next = values.next().map(|_| at + 1);
-                return Some(Candidate { verified, at, next });
-            }
-            value = values.next()?;
-            at += 1;
-        }
-    }
-
-    /// Whether there is a cookie that verifies and is for another session.
-    fn other(&self, cookies: &CookieHeaders, from: usize, than: &Candidate) -> Option<Candidate> {
-        let mut next = Some(from);
-        while let Some(other) = next.and_then(|from| self.candidate(cookies, from)) {
-            if other.verified.id != than.verified.id {
-                return Some(other);
-            }
-            next = other.next;
-        }
-        None
-    }
-
-    #[inline]
-    fn open(&self, live: Live, verified: &Verified, key: SessionKey) -> Box<Loaded> {
-        let policy = &self.shared.policy;
-        let passed = live.full.abs_diff(live.record.ttl());
-        let touch_due = is_due(policy, live.full, passed);
-        let seen = Seen {
-            carried_cookie: true,
-            touch_due,
-            cookie_due: verified.old_key
-                || verified.issued.is_none_or(|issued| {
-                    let age = Duration::from_millis(live.now.abs_diff(issued));
-                    is_cookie_due(policy, live.full, age)
-                }),
-            cookie_waits: !verified.old_key
-                && match verified.issued {
-                    Some(_) => !policy.renews_by_reading(),
-                    // Of unknown age: renewed whenever the record is.
-                    None => !touch_due,
-                },
-        };
-        let identity = Identity::Stored(Stored {
-            id: Some(verified.id),
-            key,
-            record: live.record,
-            as_of: live.now,
-        });
-        Loaded::new(|| State::read(identity, live.payload, live.meta, seen))
-    }
-
-    fn verify(&self, cookie: &[u8]) -> Option<Verified> {
-        let reason = match self.shared.signer.verify(cookie) {
-            Ok(verified) => return Some(verified),
-            Err(Rejected::Malformed) => "malformed",
-            Err(Rejected::Signature) => "signature does not verify",
-        };
-        tracing::debug!(reason, "session cookie rejected");
-        None
-    }
-
-    async fn look_up(&self, key: &SessionKey) -> Result<Box<Loaded>, SessionError> {
-        let found = self.shared.load(key).await?;
-        Ok(Loaded::new(|| match found {
-            Found::Live(live) => {
-                let identity = Identity::Stored(Stored {
-                    id: None,
-                    key: *key,
-                    record: live.record,
-                    as_of: live.now,
-                });
-                State::read(identity, live.payload, live.meta, Seen::default())
-            }
-            Found::Absent | Found::Ended { .. } => {
-                State::empty(&self.shared.policy, Identity::Ended(*key), false)
-            }
-        }))
     }
 
     pub(crate) fn carries_cookie(&self) -> bool {
@@ -339,7 +230,7 @@ mod tests {
         let sizes = [
             ("inner", size_of::<Inner>()),
             ("load", size_of_val(&inner.load())),
-            ("find", size_of_val(&inner.find(&CookieHeaders::None))),
+            ("load in turn", size_of_val(&inner.load_in_turn())),
         ];
         for (what, size) in sizes {
             assert!(size <= 1024, "{what}: {size} bytes of {sizes:?}");

@@ -124,12 +124,17 @@ impl Session {
     /// nested too deep, would make the session larger than allowed, or the key is the reserved
     /// `_meta`. The session stays as it was.
     pub fn insert<T: Serialize>(&self, key: &str, value: T) -> Result<(), SessionError> {
-        let limits = &self.0.shared.policy.limits;
-        let format = self.loaded().state().format();
-        let encoded = payload::encode_value(format, &value, limits)?;
-        self.loaded()
-            .state()
-            .set(key, encoded, &self.0.shared.policy)
+        let policy = &self.0.shared.policy;
+        // Nearly always the session's, so that it need not be asked.
+        let mut format = policy.format;
+        loop {
+            let encoded = payload::encode_value(format, &value, &policy.limits);
+            let mut state = self.loaded().state();
+            if state.format() == format {
+                return state.set(key, encoded?, policy);
+            }
+            format = state.format();
+        }
     }
 
     /// Removes a value, and says whether there was one.

@@ -22,7 +22,7 @@ use crate::payload::{Head, Meta, Payload};
 use crate::queue::Queues;
 use crate::signing::{Signer, SigningKeys};
 use crate::state;
-use crate::store::{Answer, AnyStore, Record, SessionStore};
+use crate::store::{Answer, AnyStore, Record, SessionStore, StoreAtOnce, Version};
 
 type Now = dyn Fn() -> SystemTime + Send + Sync;
 
@@ -39,10 +39,6 @@ pub(crate) struct Shared {
 }
 
 /// What stands under a key.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is taken apart where it is found"
-)]
 pub(crate) enum Found {
     Absent,
     Ended { successor: Option<SessionKey> },
@@ -51,13 +47,19 @@ pub(crate) enum Found {
 
 /// A session that can be gone on with.
 pub(crate) struct Live {
-    pub(crate) record: Record,
+    pub(crate) version: Version,
     pub(crate) meta: Meta,
     pub(crate) payload: Payload,
     /// How long it would live if it were renewed ...
     pub(crate) full: Duration,
     /// ... at this time, in milliseconds since 1970.
     pub(crate) now: u64,
+}
+
+impl Live {
+    pub(crate) fn record(&self) -> Record {
+        self.version.with_payload(self.payload.bytes().clone())
+    }
 }
 
 impl Shared {
@@ -103,6 +105,12 @@ impl Shared {
         Ok(self.judge(key, self.fetch(key).await?))
     }
 
+    /// The store, if it never waits, and nobody wants to know how long it takes.
+    pub(crate) fn at_once(&self) -> Option<&dyn StoreAtOnce> {
+        let traced = LevelFilter::current() >= LevelFilter::DEBUG;
+        self.store.as_dyn().at_once().filter(|_| !traced)
+    }
+
     /// Asks the store for the record of `key`. One that it cannot read counts as absent.
     pub(crate) async fn fetch(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
         let mut answer = self.store.as_dyn().load(key);
@@ -113,7 +121,17 @@ impl Shared {
                 answer = Box::pin(answer.instrument(span));
             }
         }
-        match within(self.policy.limit(Duration::MAX), answer).await {
+        let said = within(self.policy.limit(Duration::MAX), answer).await;
+        self.fetched(key, said)
+    }
+
+    /// What the store said of `key`.
+    pub(crate) fn fetched(
+        &self,
+        key: &SessionKey,
+        said: Result<Option<Record>, StoreError>,
+    ) -> Result<Option<Record>, StoreError> {
+        match said {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
                 Ok(None)
@@ -133,16 +151,17 @@ impl Shared {
             tracing::debug!(session.key = %key, "no such session");
             return Found::Absent;
         };
-        match Payload::parse(record.payload().clone(), &self.policy.limits) {
+        let (version, payload) = record.into_parts();
+        match Payload::parse(payload, &self.policy.limits) {
             Ok((Head::Live(meta), payload)) => {
                 let now = self.now();
                 let Some(full) = state::full_ttl(&self.policy, &meta, now) else {
                     tracing::debug!(session.key = %key, "session past its absolute timeout ignored");
                     return Found::Absent;
                 };
-                tracing::debug!(session.key = %key, bytes = record.payload().len(), "session loaded");
+                tracing::debug!(session.key = %key, bytes = payload.bytes().len(), "session loaded");
                 Found::Live(Live {
-                    record,
+                    version,
                     meta,
                     payload,
                     full,

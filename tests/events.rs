@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use session_layer::{Session, SessionConfig, StoreErrorKind};
+use session_layer::store::MemoryStore;
+use session_layer::{Session, SessionConfig, SessionLayer, StoreErrorKind};
 use support::{Browser, Fault, Verb, app, app_with};
 
 fn routes() -> Router {
@@ -223,6 +224,26 @@ async fn the_log_tells_what_happened_but_no_secret() {
         app.layer.sessions(),
         support::keys()
     );
+
+    // A store that never waits is heard of like any other.
+    let before = said().len();
+    let layer = SessionLayer::new(MemoryStore::new(), support::keys());
+    let router = routes().layer(layer);
+    let mut browser = Browser::default();
+    for _ in 0..2 {
+        browser.get(&router, "/visit").await;
+        secrets.push(browser.cookie());
+    }
+    let memory = said().split_off(before);
+    for event in [
+        "session_load{session.key=",
+        "session_commit{session.key=",
+        "session created",
+        "session loaded",
+        "session updated",
+    ] {
+        assert!(memory.contains(event), "no {event:?} in\n{memory}");
+    }
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for event in [

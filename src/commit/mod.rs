@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use self::attempt::{First, attempt};
+pub(crate) use self::attempt::{First, attempt, attempt_at_once};
 use crate::config::TOMBSTONE_TTL;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionId, SessionKey};
@@ -114,7 +114,7 @@ impl<'a> Commit<'a> {
             let found = match seen.take() {
                 Some(record) => Ok(record),
                 None => match self.read(&key).await? {
-                    Found::Live(live) => Ok(live.record),
+                    Found::Live(live) => Ok(live.record()),
                     Found::Ended { successor } => Err(successor),
                     Found::Absent => Err(None),
                 },
@@ -257,15 +257,11 @@ impl<'a> Commit<'a> {
         let key = stored.key;
         tracing::debug!(session.key = %key, "session changed meanwhile");
         self.queue(&key).await?;
-        let Found::Live(Live {
-            record,
-            meta,
-            payload,
-            ..
-        }) = self.read(&key).await?
-        else {
+        let Found::Live(live) = self.read(&key).await? else {
             return Ok(Conflict::Ended);
         };
+        let record = live.record();
+        let Live { meta, payload, .. } = live;
         let now = self.shared.now();
         match work.reread(record.revision(), meta, payload, &self.shared.policy, now)? {
             Reread::Landed => return Ok(Conflict::Landed(record)),

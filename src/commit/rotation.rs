@@ -118,7 +118,7 @@ impl Commit<'_> {
             self.queue(&old.key).await.map_err(uncertain)?;
             let found = self.read(&old.key).await.map_err(uncertain)?;
             let (record, meta, payload) = match found {
-                Found::Live(live) => (live.record, live.meta, live.payload),
+                Found::Live(live) => (live.record(), live.meta, live.payload),
                 Found::Ended { successor } if successor == Some(new.key) => return Ok(Buried::Yes),
                 Found::Ended { .. } | Found::Absent => return Ok(Buried::TooLate),
             };

@@ -149,22 +149,24 @@ impl Payload {
     /// a value goes.
     pub(crate) fn changed(&self, meta: &Meta, changes: &[(&str, Option<&[u8]>)]) -> Self {
         let index = self.index();
-        let (mut count, mut data_len) = (0, 0);
-        let kept = index.entries.iter().filter(|entry| {
+        let is_kept = |entry: &Entry| {
             let mut changed = changes.iter();
-            let kept = !changed.any(|(key, _)| index.is_of(entry, key, &self.bytes));
-            if kept {
-                count += 1;
-                data_len += index.key_len(entry) + entry.value.len();
-            }
-            kept
-        });
+            !changed.any(|(key, _)| index.is_of(entry, key, &self.bytes))
+        };
+        let (mut count, mut data_len) = (self.count, self.data_len);
+        let mut drop = |entry: &Entry| {
+            count -= 1;
+            data_len -= index.key_len(entry) + entry.value.len();
+        };
         let set = changes
             .iter()
             .filter_map(|(key, value)| Some((*key, (*value)?)));
         let bytes = match self.format {
             Format::Json => {
-                let kept = kept.map(|entry| {
+                let (kept, dropped): (Vec<_>, Vec<_>) =
+                    index.entries.iter().partition(|entry| is_kept(entry));
+                dropped.into_iter().for_each(drop);
+                let kept = kept.into_iter().map(|entry| {
                     let key = index.key_text(entry, &self.bytes);
                     (key, entry.value.of(&self.bytes))
                 });
@@ -173,16 +175,19 @@ impl Payload {
             Format::MessagePack => {
                 let mut runs: Few<Span> = Few::default();
                 let mut run: Option<Span> = None;
-                kept.for_each(|entry| match &mut run {
-                    Some(run) if run.end == entry.start => run.end = entry.value.end,
-                    _ => {
-                        let next = Span {
-                            start: entry.start,
-                            end: entry.value.end,
-                        };
-                        runs.extend(run.replace(next));
+                for entry in &index.entries {
+                    match &mut run {
+                        _ if !is_kept(entry) => drop(entry),
+                        Some(run) if run.end == entry.start => run.end = entry.value.end,
+                        _ => {
+                            let next = Span {
+                                start: entry.start,
+                                end: entry.value.end,
+                            };
+                            runs.extend(run.replace(next));
+                        }
                     }
-                });
+                }
                 runs.extend(run);
                 let runs = runs.iter().map(|run| run.of(&self.bytes));
                 msgpack::encode(meta, runs, set.clone(), count + set.clone().count())

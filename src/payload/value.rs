@@ -20,10 +20,18 @@ pub(crate) enum Value {
 impl Value {
     /// `None` if `text` is not short.
     fn short(text: &[u8]) -> Option<Self> {
-        let mut bytes = [0; SHORT];
-        bytes.get_mut(..text.len())?.copy_from_slice(text);
-        let len = text.len() as u8;
-        Some(Self::Short { len, bytes })
+        // Written where it is to stay: what was just written byte by byte is slow to move.
+        let mut value = Some(Self::Short {
+            len: text.len() as u8,
+            bytes: [0; SHORT],
+        });
+        match &mut value {
+            Some(Self::Short { bytes, .. }) if text.len() <= SHORT => {
+                bytes[..text.len()].copy_from_slice(text);
+                value
+            }
+            _ => None,
+        }
     }
 
     /// `part` of `whole`, sharing its memory if that is worth it.

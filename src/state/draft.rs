@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::work::{Attempt, lost_taken, merge};
-use super::{CookieAction, Ending, Identity, Plan, State, StoreAction, Stored, Work, full_ttl};
+use super::{CookieAction, Ending, Identity, Known, Plan, State, StoreAction, Work, full_ttl};
 use crate::config::Policy;
 use crate::edits::Batch;
 use crate::id::{Revision, SessionId, SessionKey};
 use crate::payload::{Meta, Payload};
-use crate::store::{Record, Token};
+use crate::store::{Token, Version};
 
 /// What is to be written, while the edits that it is made of stay in the [`State`].
 pub(crate) struct Draft {
@@ -16,7 +16,7 @@ pub(crate) struct Draft {
     id: Option<SessionId>,
     pub(crate) key: SessionKey,
     /// What it is to replace; `None` if the session is to be created.
-    pub(crate) seen: Option<Record>,
+    pub(crate) seen: Option<Revision>,
     pub(crate) revision: Revision,
     pub(crate) payload: Payload,
     pub(crate) ttl: Duration,
@@ -68,7 +68,7 @@ impl State {
         let (id, key, seen) = match (plan.store, &self.identity, fresh) {
             (StoreAction::Create, _, Some((id, key))) => (Some(id), key, None),
             (StoreAction::Update, Identity::Stored(stored), _) => {
-                (stored.id, stored.key, Some(stored.record.clone()))
+                (stored.id, stored.key, Some(stored.version.revision))
             }
             _ => return None,
         };
@@ -107,6 +107,14 @@ impl State {
         }
     }
 
+    /// Takes note that `draft` was refused, so that nothing of it is in the store, as if it had never
+    /// been made.
+    pub(crate) fn take_back(&mut self, draft: &Draft) {
+        self.sent = None;
+        self.committing = false;
+        self.rotate |= draft.rotate;
+    }
+
     /// Takes note of what became of `draft`. Answers as [`State::settle`] does.
     pub(crate) fn settle_draft(
         &mut self,
@@ -121,22 +129,21 @@ impl State {
         let batches = sent.map_or(0, |sent| sent.batches);
         match settled {
             Settled::Written(token) => {
-                let bytes = draft.payload.bytes().clone();
-                let record = Record::new(draft.revision, bytes, draft.ttl).with_token(token);
+                let version = Version {
+                    revision: draft.revision,
+                    ttl: draft.ttl,
+                    token,
+                };
                 if flushed {
                     // What was just stored is what the flush was about.
+                    let record = version.with_payload(draft.payload.bytes().clone());
                     self.end(Ending::of(draft.key, Some(record)));
                     return false;
                 }
                 self.drop_first_batches(batches);
                 (self.base, self.meta) = (draft.take_payload(), draft.meta.clone());
-                let stored = Stored {
-                    id: draft.id,
-                    key: draft.key,
-                    record,
-                    as_of: draft.now,
-                };
-                self.conclude_stored(stored, draft.plan.cookie);
+                let known = Known::new(draft.id, draft.key, version, draft.now);
+                self.conclude_stored(known, draft.plan.cookie);
                 if draft.lost_taken && !draft.last {
                     self.lost = Some(lost_taken());
                 }
@@ -167,11 +174,11 @@ impl State {
     }
 
     /// Takes note that the store has the session.
-    pub(super) fn conclude_stored(&mut self, stored: Stored, cookie: CookieAction) {
+    pub(super) fn conclude_stored(&mut self, known: Known, cookie: CookieAction) {
         self.owes_cookie |= cookie == CookieAction::Set;
         self.owes_removal &= !self.owes_cookie;
         self.touch_due = false;
-        self.identity = Identity::Stored(stored);
+        self.identity = Identity::Stored(known);
         self.measure();
     }
 
@@ -183,16 +190,13 @@ impl State {
             self.committing = false;
             return None;
         };
-        let stored = match &self.identity {
-            Identity::Stored(stored) => Some(stored.clone()),
-            Identity::Anonymous | Identity::Ended(_) => None,
-        };
+        let stored = self.stored();
         let batches = self.batches.drain(..sent.batches).collect();
         let written = (draft.meta.clone(), draft.payload.bytes().clone());
         let work = Work {
             plan: draft.plan,
             endings: Vec::new(),
-            base: std::mem::replace(&mut self.base, draft.take_payload()),
+            base: self.displace_base(draft.take_payload()),
             meta: std::mem::replace(&mut self.meta, draft.meta.clone()),
             batches,
             // A creation that is refused has written nothing.

@@ -1,15 +1,15 @@
 //! What a request knows of its session, and what it has done to it. No I/O, no clock.
 
 mod draft;
+mod identity;
 mod login;
 mod plan;
 mod renewal;
 mod size;
 mod work;
 
-use std::time::Duration;
-
 pub(crate) use self::draft::{Draft, Settled};
+pub(crate) use self::identity::{Ending, Identity, Known, Stored};
 pub(crate) use self::login::Owner;
 pub(crate) use self::plan::{CookieAction, Plan, StoreAction};
 pub(crate) use self::renewal::{full_ttl, is_cookie_due, is_due};
@@ -18,67 +18,7 @@ pub(crate) use self::work::{Outcome, Reread, Work};
 use crate::config::Policy;
 use crate::edits::{self, Batch, Updater};
 use crate::error::SessionError;
-use crate::id::{SessionId, SessionKey};
 use crate::payload::{self, Meta, Payload, Value};
-use crate::store::Record;
-
-/// Whose session it is.
-#[derive(Clone)]
-pub(crate) enum Identity {
-    /// No cookie, or one that means nothing (any more).
-    Anonymous,
-    /// The session of this key was ended, or goes on under another id that this request does not have.
-    Ended(SessionKey),
-    Stored(Stored),
-}
-
-impl Identity {
-    pub(crate) fn key(&self) -> Option<SessionKey> {
-        match self {
-            Self::Anonymous => None,
-            Self::Ended(key) => Some(*key),
-            Self::Stored(stored) => Some(stored.key),
-        }
-    }
-}
-
-/// A session that the store has.
-#[derive(Clone)]
-pub(crate) struct Stored {
-    /// `None` when it was looked up by its key; it can then get no cookie.
-    pub(crate) id: Option<SessionId>,
-    pub(crate) key: SessionKey,
-    pub(crate) record: Record,
-    /// When the record had the lifetime that it says, in milliseconds since 1970.
-    pub(crate) as_of: u64,
-}
-
-impl Stored {
-    /// How much of the record's lifetime is left.
-    pub(crate) fn ttl_at(&self, now: u64) -> Duration {
-        let passed = Duration::from_millis(now.saturating_sub(self.as_of));
-        self.record.ttl().saturating_sub(passed)
-    }
-}
-
-/// A session to be ended, as far as it is known.
-#[derive(Clone)]
-pub(crate) struct Ending {
-    pub(crate) key: SessionKey,
-    pub(crate) seen: Option<Record>,
-    /// Where the session goes on, if it is only the key that is to end.
-    pub(crate) successor: Option<SessionKey>,
-}
-
-impl Ending {
-    fn of(key: SessionKey, seen: Option<Record>) -> Self {
-        Self {
-            key,
-            seen,
-            successor: None,
-        }
-    }
-}
 
 pub(crate) struct State {
     identity: Identity,
@@ -190,11 +130,39 @@ impl State {
         &self.identity
     }
 
+    /// The session that the store has, with its record.
+    pub(crate) fn stored(&self) -> Option<Stored> {
+        match &self.identity {
+            Identity::Stored(known) => Some(Stored {
+                id: known.id,
+                key: known.key,
+                record: known.record(&self.base),
+                as_of: known.as_of,
+            }),
+            Identity::Anonymous | Identity::Ended(_) => None,
+        }
+    }
+
+    /// Puts something in the place of what the store has, as far as is known.
+    fn displace_base(&mut self, base: Payload) -> Payload {
+        if let Identity::Stored(known) = &mut self.identity {
+            known
+                .payload
+                .get_or_insert_with(|| self.base.bytes().clone());
+        }
+        std::mem::replace(&mut self.base, base)
+    }
+
     pub(crate) fn created(&self) -> Option<u64> {
         match self.identity {
             Identity::Stored(_) => self.meta.created,
             Identity::Anonymous | Identity::Ended(_) => None,
         }
+    }
+
+    /// Whether a commit is under way.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing
     }
 
     /// Whether a commit would have something to do beyond renewing what is there.
@@ -307,9 +275,9 @@ impl State {
         match std::mem::replace(&mut self.identity, Identity::Anonymous) {
             Identity::Anonymous => {}
             Identity::Ended(key) => self.endings.push(Ending::of(key, None)),
-            Identity::Stored(stored) => {
-                self.owes_removal |= stored.id.is_some();
-                let ending = Ending::of(stored.key, Some(stored.record));
+            Identity::Stored(known) => {
+                self.owes_removal |= known.id.is_some();
+                let ending = Ending::of(known.key, Some(known.record(&self.base)));
                 self.endings.push(ending);
             }
         }
@@ -486,9 +454,12 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::config::SessionConfig;
-    use crate::store::StoreLimits;
+    use crate::id::{Revision, SessionId};
+    use crate::store::{StoreLimits, Version};
 
     #[test]
     fn dropped_edits_leave_nothing_to_store() {
@@ -501,6 +472,41 @@ mod tests {
         assert!(state.drop_edits());
         assert_eq!(state.len(), 0);
         assert_eq!(state.plan(true).store, StoreAction::Nothing);
+    }
+
+    #[test]
+    fn a_session_that_is_ended_while_it_is_written_is_ended_as_the_store_has_it() {
+        let limits = StoreLimits::new(1 << 20);
+        let (policy, _) = SessionConfig::default().validate(limits).unwrap();
+        let value = Value::from("\x01");
+        let entries = [("before", Some(&value[..]))];
+        let base = Payload::empty(policy.format).changed(&Meta::default(), &entries);
+        let stored = base.bytes().clone();
+        let version = Version {
+            revision: Revision::generate(),
+            ttl: Duration::from_secs(60),
+            token: 7,
+        };
+        let id = SessionId::generate().unwrap();
+        for drafted in [false, true] {
+            let known = Known::new(Some(id), id.key(), version, 0);
+            let identity = Identity::Stored(known);
+            let mut state = State::read(identity, base.clone(), Meta::default(), Seen::default());
+            state.set("after", value.clone(), &policy).unwrap();
+            let plan = state.plan(true);
+            let work = if drafted {
+                let mut draft = state.draft(plan, false, None, &policy, 1).unwrap();
+                state.begin_again(&mut draft).unwrap()
+            } else {
+                state.begin(plan, false, 1)
+            };
+            let seen = work.stored.expect("a stored session").record;
+            assert_eq!((seen.payload(), seen.token()), (&stored, 7));
+            state.flush(&policy);
+            let seen = state.take_endings().remove(0).seen.expect("a record");
+            assert_eq!(seen.payload(), &stored);
+            assert_eq!(seen.revision(), version.revision);
+        }
     }
 
     #[test]

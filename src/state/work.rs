@@ -31,13 +31,9 @@ impl State {
         let mut work = Work {
             plan,
             endings: std::mem::take(&mut self.endings),
-            stored: match &self.identity {
-                Identity::Stored(stored) => Some(stored.clone()),
-                Identity::Anonymous | Identity::Ended(_) => None,
-            },
+            stored: self.stored(),
             base: if plan.writes() {
-                let empty = Payload::empty(self.base.format());
-                std::mem::replace(&mut self.base, empty)
+                self.displace_base(Payload::empty(self.base.format()))
             } else {
                 self.base.clone()
             },
@@ -92,7 +88,7 @@ impl State {
                 if let Some(payload) = work.replayed.take() {
                     self.base = payload;
                 }
-                self.conclude_stored(stored, work.plan.cookie);
+                self.conclude_stored(stored.into(), work.plan.cookie);
                 if work.lost_taken && !work.last {
                     self.lost = Some(lost_taken());
                 }
@@ -117,7 +113,7 @@ impl State {
                     return false;
                 }
                 if let Some(stored) = work.stored.take() {
-                    self.identity = Identity::Stored(stored);
+                    self.identity = Identity::Stored(stored.into());
                 }
                 self.base = work.base.clone();
                 self.meta = work.meta.clone();

@@ -1,6 +1,7 @@
 //! The store contract: what a [`SessionStore`] is asked to do, and what it answers.
 
 mod any;
+mod at_once;
 #[cfg(any(feature = "file", feature = "sqlite"))]
 mod blocking;
 #[cfg(feature = "dynamodb")]
@@ -53,6 +54,7 @@ use bytes::Bytes;
 
 pub(crate) use self::any::Answer;
 pub use self::any::AnyStore;
+pub(crate) use self::at_once::StoreAtOnce;
 #[cfg(feature = "dynamodb")]
 pub use self::dynamodb::{DynamoStore, DynamoStoreBuilder};
 #[cfg(feature = "file")]
@@ -254,6 +256,31 @@ impl Record {
     #[must_use]
     pub fn token(&self) -> Token {
         self.token
+    }
+}
+
+/// A record without its payload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Version {
+    pub(crate) revision: Revision,
+    pub(crate) ttl: Duration,
+    pub(crate) token: Token,
+}
+
+impl Record {
+    pub(crate) fn into_parts(self) -> (Version, Bytes) {
+        let version = Version {
+            revision: self.revision,
+            ttl: self.ttl,
+            token: self.token,
+        };
+        (version, self.payload)
+    }
+}
+
+impl Version {
+    pub(crate) fn with_payload(self, payload: Bytes) -> Record {
+        Record::new(self.revision, payload, self.ttl).with_token(self.token)
     }
 }
 

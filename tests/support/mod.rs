@@ -264,8 +264,9 @@ impl SessionStore for SpyStore {
         match self.live_entry(key) {
             None => return Ok(UpdateOutcome::Gone),
             Some(entry) if entry.revision != seen.revision() => return Ok(UpdateOutcome::Conflict),
-            Some(_) => {
+            Some(entry) => {
                 assert_eq!(seen.token(), token(seen.revision()));
+                assert_eq!(seen.payload(), &entry.payload);
                 self.put(key, new);
             }
         }
@@ -288,8 +289,9 @@ impl SessionStore for SpyStore {
         match self.live_entry(key) {
             None => Ok(TouchOutcome::Gone),
             Some(entry) if entry.revision != seen.revision() => Ok(TouchOutcome::Conflict),
-            Some(_) => {
+            Some(entry) => {
                 assert_eq!(seen.token(), token(seen.revision()));
+                assert_eq!(seen.payload(), &entry.payload);
                 if let Some(entry) = self.records().get_mut(key) {
                     entry.expires = expires;
                 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{
     CreateOutcome, Cursor, NewRecord, Page, Record, ScanStore, SessionKey, SessionStore,
-    StoreError, StoreErrorKind, StoreLimits, Sweeper, TouchOutcome, UpdateOutcome,
+    StoreAtOnce, StoreError, StoreErrorKind, StoreLimits, Sweeper, TouchOutcome, UpdateOutcome,
 };
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -41,6 +41,8 @@ pub(crate) trait DynStore: fmt::Debug + Send + Sync + 'static {
     fn delete<'a>(&'a self, key: &'a SessionKey) -> Answer<'a, ()>;
     fn delete_expired(&self, limit: NonZeroUsize) -> Answer<'_, u64>;
     fn limits(&self) -> StoreLimits;
+    /// The same store, if it never waits.
+    fn at_once(&self) -> Option<&dyn StoreAtOnce>;
 }
 
 impl<S: SessionStore> DynStore for S {
@@ -84,6 +86,14 @@ impl<S: SessionStore> DynStore for S {
 
     fn limits(&self) -> StoreLimits {
         SessionStore::limits(self)
+    }
+
+    fn at_once(&self) -> Option<&dyn StoreAtOnce> {
+        #[cfg(feature = "memory")]
+        if let Some(memory) = (self as &dyn Any).downcast_ref::<super::MemoryStore>() {
+            return Some(memory);
+        }
+        None
     }
 }
 

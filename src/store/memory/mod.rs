@@ -2,6 +2,7 @@
 
 mod scan;
 mod shard;
+mod verbs;
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,8 +18,8 @@ use tokio::time::Instant;
 
 use self::shard::{Freed, KeyHashing, Shard, Tick};
 use super::{
-    CreateOutcome, NewRecord, Record, SessionKey, SessionStore, StoreError, StoreErrorKind,
-    StoreLimits, TouchOutcome, UpdateOutcome,
+    CreateOutcome, NewRecord, Record, SessionKey, SessionStore, StoreAtOnce, StoreError,
+    StoreErrorKind, StoreLimits, TouchOutcome, UpdateOutcome,
 };
 
 /// How many records a shard is meant to hold: what one lock protects, and what a growing table copies
@@ -330,14 +331,7 @@ fn full() -> StoreError {
 
 impl SessionStore for MemoryStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        let shared = &*self.0;
-        let now = shared.now();
-        let mut shard = shared.enter(key, now, READS_PER_VISIT);
-        Ok(shard.alive(key, now).map(|at| {
-            let entry = shard.entry(at);
-            let left = Duration::from_nanos(entry.expires - now);
-            Record::new(entry.revision, entry.payload.clone(), left)
-        }))
+        self.load_now(key)
     }
 
     async fn create(
@@ -345,32 +339,7 @@ impl SessionStore for MemoryStore {
         key: &SessionKey,
         new: &NewRecord<'_>,
     ) -> Result<CreateOutcome, StoreError> {
-        self.limits().check(new)?;
-        let shared = &*self.0;
-        // Copied before the lock is taken: what is done under it does not depend on the size.
-        let payload = new.to_bytes();
-        let size = payload.len();
-        let mut tried = false;
-        loop {
-            let now = shared.now();
-            {
-                let mut shard = shared.enter(key, now, WRITES_PER_VISIT);
-                if shard.alive(key, now).is_some() {
-                    return Ok(CreateOutcome::Taken);
-                }
-                // One that has expired goes before the new one comes.
-                shared.release(removed(shard.remove(key)));
-                if shared.reserve(1, size) {
-                    let expires = now.saturating_add(ticks(new.ttl()));
-                    shard.insert(key, new.revision(), payload, expires);
-                    return Ok(CreateOutcome::Created(0));
-                }
-            }
-            if std::mem::replace(&mut tried, true) {
-                return Err(full());
-            }
-            shared.make_room(1, size, now);
-        }
+        self.create_now(key, new)
     }
 
     async fn update(
@@ -379,41 +348,7 @@ impl SessionStore for MemoryStore {
         seen: &Record,
         new: &NewRecord<'_>,
     ) -> Result<UpdateOutcome, StoreError> {
-        self.limits().check(new)?;
-        let shared = &*self.0;
-        let payload = new.to_bytes();
-        let size = payload.len();
-        let mut tried = false;
-        loop {
-            let now = shared.now();
-            let growth;
-            {
-                let mut shard = shared.enter(key, now, WRITES_PER_VISIT);
-                let Some(at) = shard.alive(key, now) else {
-                    return Ok(UpdateOutcome::Gone);
-                };
-                let entry = shard.entry(at);
-                if entry.revision != seen.revision() {
-                    return Ok(UpdateOutcome::Conflict);
-                }
-                growth = size.saturating_sub(entry.payload.len());
-                if shared.reserve(0, growth) {
-                    let old = std::mem::replace(&mut entry.payload, payload);
-                    entry.revision = new.revision();
-                    shard.renew(at, now.saturating_add(ticks(new.ttl())));
-                    shared.release(Freed {
-                        records: 0,
-                        bytes: old.len().saturating_sub(size),
-                    });
-                    drop(shard);
-                    return Ok(UpdateOutcome::Updated(0));
-                }
-            }
-            if std::mem::replace(&mut tried, true) {
-                return Err(full());
-            }
-            shared.make_room(0, growth, now);
-        }
+        self.update_now(key, seen.revision(), new)
     }
 
     async fn touch(

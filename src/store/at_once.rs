@@ -1,0 +1,22 @@
+//! Stores that never wait: what a request needs most, as plain functions.
+
+use super::{CreateOutcome, NewRecord, Record, Revision, SessionKey, StoreError, UpdateOutcome};
+
+/// The verbs of [`SessionStore`](super::SessionStore) that most requests come to, with the same
+/// contract: no future to be boxed and polled, nothing to be kept or handed to another task meanwhile.
+pub(crate) trait StoreAtOnce {
+    fn load_now(&self, key: &SessionKey) -> Result<Option<Record>, StoreError>;
+
+    fn create_now(
+        &self,
+        key: &SessionKey,
+        new: &NewRecord<'_>,
+    ) -> Result<CreateOutcome, StoreError>;
+
+    fn update_now(
+        &self,
+        key: &SessionKey,
+        seen: Revision,
+        new: &NewRecord<'_>,
+    ) -> Result<UpdateOutcome, StoreError>;
+}
