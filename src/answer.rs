@@ -146,8 +146,8 @@ impl Inner {
         state.draft(plan, last, fresh, &self.shared.policy, now)
     }
 
-    /// Takes note of what became of the one call that does for most commits.
-    /// Says, too, whether edits have come meanwhile that are to be done again.
+    /// Takes note of what became of the one call that does for most commits. Says, too, whether edits
+    /// have come meanwhile that are to be done again.
     fn settle(
         &self,
         state: &mut State,

@@ -125,15 +125,14 @@ impl Session {
     /// `_meta`. The session stays as it was.
     pub fn insert<T: Serialize>(&self, key: &str, value: T) -> Result<(), SessionError> {
         let policy = &self.0.shared.policy;
-        // Nearly always the session's, so that it need not be asked.
-        let mut format = policy.format;
         loop {
-            let encoded = payload::encode_value(format, &value, &policy.limits);
+            let format = self.loaded().state().format();
+            let encoded = payload::encode_value(format, &value, &policy.limits)?;
             let mut state = self.loaded().state();
+            // Unless somebody has flushed it meanwhile, it still has that format.
             if state.format() == format {
-                return state.set(key, encoded?, policy);
+                return state.set(key, encoded, policy);
             }
-            format = state.format();
         }
     }
 

@@ -154,7 +154,7 @@ impl Payload {
             !changed.any(|(key, _)| index.is_of(entry, key, &self.bytes))
         };
         let (mut count, mut data_len) = (self.count, self.data_len);
-        let mut drop = |entry: &Entry| {
+        let mut leave_out = |entry: &Entry| {
             count -= 1;
             data_len -= index.key_len(entry) + entry.value.len();
         };
@@ -163,9 +163,9 @@ impl Payload {
             .filter_map(|(key, value)| Some((*key, (*value)?)));
         let bytes = match self.format {
             Format::Json => {
-                let (kept, dropped): (Vec<_>, Vec<_>) =
+                let (kept, left_out): (Vec<_>, Vec<_>) =
                     index.entries.iter().partition(|entry| is_kept(entry));
-                dropped.into_iter().for_each(drop);
+                left_out.into_iter().for_each(leave_out);
                 let kept = kept.into_iter().map(|entry| {
                     let key = index.key_text(entry, &self.bytes);
                     (key, entry.value.of(&self.bytes))
@@ -177,7 +177,7 @@ impl Payload {
                 let mut run: Option<Span> = None;
                 for entry in &index.entries {
                     match &mut run {
-                        _ if !is_kept(entry) => drop(entry),
+                        _ if !is_kept(entry) => leave_out(entry),
                         Some(run) if run.end == entry.start => run.end = entry.value.end,
                         _ => {
                             let next = Span {
