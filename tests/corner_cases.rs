@@ -9,254 +9,13 @@ use axum::Router;
 use axum::routing::get;
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 use session_layer::{
-    Format, LazySession, Session, SessionConfig, SessionErrorKind, SessionLayer, StoreErrorKind,
+    Format, Session, SessionConfig, SessionErrorKind, SessionLayer, StoreErrorKind,
 };
-use support::{App, Browser, Fault, Verb, app_with, send};
+use support::fixture::{Fixture, Kept, add, fixture, fixture_with, foreign_write};
+use support::{Browser, Fault, Verb, send};
 use tokio::sync::Notify;
 
-use Verb::{Create, Delete, Load, Update};
-
-/// Where handlers leave what they have for the test to go on with.
-type Kept<T> = Arc<Mutex<Option<T>>>;
-
-struct Fixture {
-    app: App,
-    kept: Kept<Session>,
-    lazy: Kept<LazySession>,
-}
-
-fn fixture() -> Fixture {
-    fixture_with(SessionConfig::default())
-}
-
-fn fixture_with(config: SessionConfig) -> Fixture {
-    let (kept, lazy) = (Kept::default(), Kept::default());
-    let app = app_with(routes(Arc::clone(&kept), Arc::clone(&lazy)), config);
-    Fixture { app, kept, lazy }
-}
-
-fn add(session: &Session) -> u64 {
-    session
-        .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
-        .unwrap()
-}
-
-fn routes(kept: Kept<Session>, lazy: Kept<LazySession>) -> Router {
-    let kept_too = Arc::clone(&kept);
-    Router::new()
-        .route(
-            "/add",
-            get(|session: Session| async move { add(&session).to_string() }),
-        )
-        .route(
-            "/read",
-            get(
-                |session: Session| async move { format!("{:?}", session.get::<u64>("n").unwrap()) },
-            ),
-        )
-        .route(
-            "/keys",
-            get(|session: Session| async move {
-                let mut keys = session.keys();
-                keys.sort();
-                keys.join(",")
-            }),
-        )
-        .route(
-            "/login",
-            get(|session: Session| async move {
-                session.cycle_id();
-                session.insert("user", "ada")
-            }),
-        )
-        .route(
-            "/short",
-            get(|session: Session| async move { session.set_lifetime(Duration::from_secs(60)) }),
-        )
-        .route(
-            "/keep",
-            get(|session: Session| async move {
-                *kept.lock().unwrap() = Some(session);
-            }),
-        )
-        .route(
-            "/add-and-keep",
-            get(|session: Session| async move {
-                add(&session);
-                *kept_too.lock().unwrap() = Some(session);
-            }),
-        )
-        .route(
-            "/keep-lazy",
-            get(|session: LazySession| async move {
-                *lazy.lock().unwrap() = Some(session);
-            }),
-        )
-        .route(
-            "/lazy-relogin",
-            get(|lazy: LazySession| async move {
-                lazy.flush();
-                let session = lazy.load().await.unwrap();
-                let seen = session.keys().join(",");
-                session.insert("user", "grace").unwrap();
-                seen
-            }),
-        )
-}
-
-impl Fixture {
-    async fn browser(&self) -> Browser {
-        let mut browser = Browser::default();
-        browser.get(&self.app.router, "/add").await;
-        self.app.store.calls();
-        browser
-    }
-
-    async fn get(&self, browser: &Browser, path: &str) -> String {
-        browser.clone().get(&self.app.router, path).await.body
-    }
-
-    async fn until_called(&self, verb: Verb) {
-        while self.app.store.calls().last() != Some(&verb) {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn take_kept(&self) -> Session {
-        self.kept.lock().unwrap().take().unwrap()
-    }
-}
-
-#[tokio::test]
-async fn a_tombstone_that_may_have_arrived_keeps_the_new_session_though_the_store_went_down() {
-    for arrived in [true, false] {
-        let fixture = fixture();
-        let mut browser = fixture.browser().await;
-        let store = &fixture.app.store;
-        store.fault(
-            Update,
-            if arrived {
-                Fault::FailAfter(StoreErrorKind::Timeout)
-            } else {
-                Fault::Fail(StoreErrorKind::Timeout)
-            },
-        );
-        // The request's own load, and the look at what became of the tombstone.
-        store.fault(Load, Fault::First(Arc::new(|_| ())));
-        store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
-        let answer = browser.get(&fixture.app.router, "/login").await;
-        assert_eq!(answer.status, 503);
-        answer.set_value();
-        assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_tombstone_without_an_answer_leaves_the_browser_with_the_new_session() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    fixture.app.store.fault(Update, Fault::Hang);
-    let answer = browser.get(&fixture.app.router, "/login").await;
-    assert_eq!(answer.status, 503);
-    answer.set_value();
-    assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
-}
-
-/// The next update meets a record that somebody else has just written.
-fn foreign_write() -> Fault {
-    Fault::First(Arc::new(support::SpyStore::rewrite_all))
-}
-
-#[tokio::test]
-async fn a_rotation_that_surely_failed_leaves_no_second_session() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    let store = &fixture.app.store;
-    store.fault(Update, foreign_write());
-    store.fault(Load, Fault::First(Arc::new(|_| ())));
-    store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
-    let answer = browser.get(&fixture.app.router, "/login").await;
-    assert_eq!(answer.status, 503);
-    assert!(answer.sets_no_cookie());
-    assert_eq!(store.calls(), [Load, Create, Update, Load, Delete]);
-    assert_eq!(store.live().len(), 1);
-    assert_eq!(fixture.get(&browser, "/keys").await, "n");
-}
-
-#[tokio::test]
-async fn a_lost_tombstone_is_forgotten_once_the_old_session_has_changed() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    let store = &fixture.app.store;
-    let failure = Fault::Fail(StoreErrorKind::Timeout);
-    // Of the tombstone, and of bringing the new record up to date.
-    store.fault(Update, failure.clone());
-    store.fault(Update, failure);
-    store.on_next(Update, {
-        let store = store.clone();
-        move || store.rewrite_all()
-    });
-    let answer = browser.get(&fixture.app.router, "/login").await;
-    assert_eq!(answer.status, 503);
-    assert!(answer.sets_no_cookie());
-    assert_eq!(store.calls(), [Load, Create, Update, Load, Update, Delete]);
-    assert_eq!(fixture.get(&browser, "/keys").await, "n");
-}
-
-#[tokio::test]
-async fn a_lost_tombstone_casts_no_doubt_on_a_later_one() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    let store = &fixture.app.store;
-    let old = store.live()[0];
-    let rewrite = move |store: &support::SpyStore| {
-        let revision = session_layer::Revision::generate();
-        store.records().get_mut(&old).unwrap().revision = revision;
-    };
-    store.fault(Update, Fault::Fail(StoreErrorKind::Timeout));
-    store.on_next(Update, {
-        let store = store.clone();
-        move || rewrite(&store)
-    });
-    // The new record is brought up to date; then there is another change, and the store goes down.
-    store.fault(Update, Fault::First(Arc::new(|_| ())));
-    store.fault(Update, Fault::First(Arc::new(rewrite)));
-    for _ in 0..2 {
-        store.fault(Load, Fault::First(Arc::new(|_| ())));
-    }
-    store.fault(Load, Fault::Fail(StoreErrorKind::Unavailable));
-    let answer = browser.get(&fixture.app.router, "/login").await;
-    assert_eq!(answer.status, 503);
-    assert_eq!(
-        store.calls(),
-        [Load, Create, Update, Load, Update, Update, Load, Delete]
-    );
-    assert!(answer.sets_no_cookie());
-    assert_eq!(store.live(), [old]);
-}
-
-#[tokio::test]
-async fn a_rotation_of_data_that_was_cleared_meanwhile_is_dropped() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    let gate = Arc::new(Notify::new());
-    fixture
-        .app
-        .store
-        .fault(Update, Fault::Wait(Arc::clone(&gate)));
-    let rotation = tokio::spawn(send(&fixture.app.router, browser.request("/login")));
-    fixture.until_called(Update).await;
-    browser.get(&fixture.app.router, "/keep").await;
-    let other = fixture.take_kept();
-    other.clear();
-    other.insert("other", true).unwrap();
-    other.save().await.unwrap();
-    gate.notify_one();
-    let answer = rotation.await.unwrap();
-    assert!(answer.sets_no_cookie());
-    assert_eq!(fixture.app.store.live().len(), 1);
-    assert_eq!(fixture.get(&browser, "/keys").await, "other");
-}
+use Verb::{Create, Load, Update};
 
 #[tokio::test]
 async fn every_attempt_to_write_draws_its_own_revision() {
@@ -411,30 +170,6 @@ async fn what_a_failed_save_leaves_can_be_taken_back() {
 }
 
 #[tokio::test]
-async fn a_rotation_takes_a_concurrent_change_of_the_lifetime_along() {
-    let fixture = fixture();
-    let browser = fixture.browser().await;
-    let gate = Arc::new(Notify::new());
-    fixture
-        .app
-        .store
-        .fault(Update, Fault::Wait(Arc::clone(&gate)));
-    let rotation = tokio::spawn(send(&fixture.app.router, browser.request("/login")));
-    fixture.until_called(Update).await;
-    browser.clone().get(&fixture.app.router, "/short").await;
-    gate.notify_one();
-    let answer = rotation.await.unwrap();
-    assert_eq!(
-        answer.cookies()[0].max_age(),
-        Some(cookie::time::Duration::seconds(60))
-    );
-    let mut browser = browser;
-    browser.take(&answer);
-    fixture.app.clock.advance(Duration::from_secs(61));
-    assert_eq!(fixture.get(&browser, "/keys").await, "");
-}
-
-#[tokio::test]
 async fn keys_that_grow_in_json_count_as_they_are_written() {
     let config = SessionConfig::default()
         .with_format(Format::Json)
@@ -459,7 +194,7 @@ async fn keys_that_grow_in_json_count_as_they_are_written() {
 async fn what_an_abandoned_request_has_done_is_not_saved_by_a_task_that_it_started() {
     let fixture = fixture();
     let browser = fixture.browser().await;
-    let kept = Kept::default();
+    let kept = Kept::<Session>::default();
     let router = Router::new().route(
         "/stuck",
         get({
@@ -769,7 +504,7 @@ async fn what_a_server_error_rolled_back_is_not_saved_later() {
             .app
             .clock
             .advance(Duration::from_secs(days * 86_400));
-        let kept = Kept::default();
+        let kept = Kept::<Session>::default();
         let router = Router::new().route(
             "/",
             get({
@@ -870,45 +605,6 @@ async fn a_flush_while_edits_are_done_again_drops_them() {
 }
 
 #[tokio::test]
-async fn a_rotation_that_could_not_be_saved_is_made_up_for() {
-    let fixture = fixture();
-    let mut browser = fixture.browser().await;
-    let old = browser.clone();
-    let store = fixture.app.store.clone();
-    let router = Router::new().route(
-        "/",
-        get(move |session: Session| async move {
-            session.cycle_id();
-            store.fault(Create, Fault::Fail(StoreErrorKind::Unavailable));
-            session.save().await.unwrap_err();
-        }),
-    );
-    let router = router.layer(fixture.app.layer.clone()).with_state(());
-    browser.get(&router, "/").await.set_value();
-    assert_eq!(fixture.get(&browser, "/keys").await, "n");
-    assert_eq!(fixture.get(&old, "/keys").await, "");
-}
-
-#[tokio::test]
-async fn a_rotation_begins_the_absolute_timeout_anew() {
-    let hour = Duration::from_secs(3600);
-    let config = SessionConfig::default()
-        .with_idle_timeout(hour)
-        .with_absolute_timeout(Some(hour));
-    let fixture = fixture_with(config);
-    let mut browser = fixture.browser().await;
-    for _ in 0..3 {
-        fixture.app.clock.advance(hour * 2 / 3);
-        browser.get(&fixture.app.router, "/login").await.set_value();
-    }
-    fixture.app.clock.advance(hour * 2 / 3);
-    browser.get(&fixture.app.router, "/add").await;
-    assert_eq!(fixture.get(&browser, "/keys").await, "n,user");
-    fixture.app.clock.advance(hour / 2);
-    assert_eq!(fixture.get(&browser, "/keys").await, "");
-}
-
-#[tokio::test]
 async fn a_session_that_turns_out_to_have_ended_reads_as_empty() {
     let fixture = fixture();
     let mut browser = fixture.browser().await;
@@ -965,20 +661,6 @@ async fn tombstone() -> support::Entry {
     assert!(support::is_tombstone(&entry.payload));
     entry.expires += Duration::from_secs(30 * 86_400);
     entry
-}
-
-#[tokio::test]
-async fn a_tombstone_has_the_format_of_its_session() {
-    for format in [Format::Json, Format::MessagePack] {
-        let fixture = fixture_with(SessionConfig::default().with_format(format));
-        let mut browser = fixture.browser().await;
-        browser.get(&fixture.app.router, "/keep").await;
-        let key = fixture.take_kept().key().unwrap();
-        fixture.app.layer.sessions().end(&key).await.unwrap();
-        let json = fixture.app.store.records()[&key].payload.starts_with(b"{");
-        assert_eq!(json, format == Format::Json);
-        assert_eq!(fixture.get(&browser, "/keys").await, "");
-    }
 }
 
 #[tokio::test]

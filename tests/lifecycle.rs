@@ -6,44 +6,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::handler::Handler;
 use axum::routing::get;
 use futures_util::poll;
 use http::StatusCode;
-use session_layer::{LazySession, Session, SessionErrorKind, StoreErrorKind};
-use support::{App, Browser, Fault, Verb, app, send};
+use session_layer::{LazySession, Session, SessionConfig, SessionErrorKind, StoreErrorKind};
+use support::fixture::{Fixture, Kept, fixture_of};
+use support::{Browser, Fault, Verb, send};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use Verb::{Create, Load, Update};
 
-/// Where handlers leave their session for the test to go on with.
-type Kept = Arc<Mutex<Option<Session>>>;
-
-fn routes(kept: Kept, gate: Arc<Notify>) -> Router {
+fn routes(gate: Arc<Notify>) -> Router {
     let wait = Arc::clone(&gate);
     let stuck = Arc::clone(&gate);
     Router::new()
-        .route(
-            "/add",
-            get(|session: Session| async move {
-                session
-                    .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
-                    .map(|n| n.to_string())
-            }),
-        )
-        .route(
-            "/read",
-            get(
-                |session: Session| async move { format!("{:?}", session.get::<u64>("n").unwrap()) },
-            ),
-        )
-        .route(
-            "/keep",
-            get(|session: Session| async move {
-                *kept.lock().unwrap() = Some(session);
-            }),
-        )
         .route(
             "/save-twice",
             get(|session: Session| async move {
@@ -116,51 +93,19 @@ fn routes(kept: Kept, gate: Arc<Notify>) -> Router {
         )
 }
 
-struct Fixture {
-    app: App,
-    kept: Kept,
-}
-
 fn fixture() -> Fixture {
-    let kept = Kept::default();
-    let app = app(routes(Arc::clone(&kept), Arc::default()));
-    Fixture { app, kept }
+    fixture_of(routes(Arc::default()), SessionConfig::default())
 }
 
-impl Fixture {
-    async fn browser(&self) -> Browser {
-        let mut browser = Browser::default();
-        browser.get(&self.app.router, "/add").await;
-        self.app.store.calls();
-        browser
-    }
-
-    async fn until_called(&self, verb: Verb) {
-        while self.app.store.calls().last() != Some(&verb) {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn take_kept(&self) -> Session {
-        self.kept.lock().unwrap().take().unwrap()
-    }
-
-    /// The same layer around another handler.
-    fn around<H: Handler<T, ()>, T: 'static>(&self, handler: H) -> Router {
-        let router = Router::new().route("/", get(handler));
-        router.layer(self.app.layer.clone())
-    }
-
-    /// A client that hangs up while its `n` is being counted; that goes on once it is let.
-    async fn hang_up_during_commit(&self, browser: &Browser) -> Arc<Notify> {
-        let gate = Arc::new(Notify::new());
-        let wait = Fault::Wait(Arc::clone(&gate));
-        self.app.store.fault(Update, wait);
-        let task = tokio::spawn(send(&self.app.router, browser.request("/add")));
-        self.until_called(Update).await;
-        hang_up(task).await;
-        gate
-    }
+/// A client that hangs up while its `n` is being counted; that goes on once it is let.
+async fn hang_up_during_commit(fixture: &Fixture, browser: &Browser) -> Arc<Notify> {
+    let gate = Arc::new(Notify::new());
+    let wait = Fault::Wait(Arc::clone(&gate));
+    fixture.app.store.fault(Update, wait);
+    let task = tokio::spawn(send(&fixture.app.router, browser.request("/add")));
+    fixture.until_called(Update).await;
+    hang_up(task).await;
+    gate
 }
 
 async fn hang_up<T: std::fmt::Debug>(request: JoinHandle<T>) {
@@ -404,7 +349,7 @@ async fn a_client_that_hangs_up_drops_edits_but_not_a_logout() {
 async fn a_commit_that_has_begun_finishes_without_its_client() {
     let fixture = fixture();
     let browser = fixture.browser().await;
-    let gate = fixture.hang_up_during_commit(&browser).await;
+    let gate = hang_up_during_commit(&fixture, &browser).await;
     let draining = tokio::spawn({
         let layer = fixture.app.layer.clone();
         async move { layer.drain().await }
@@ -441,7 +386,7 @@ async fn a_later_drain_waits_as_the_first_did() {
     let fixture = fixture();
     let browser = fixture.browser().await;
     for n in [2, 3] {
-        let gate = fixture.hang_up_during_commit(&browser).await;
+        let gate = hang_up_during_commit(&fixture, &browser).await;
         let mut drain = Box::pin(fixture.app.layer.drain());
         assert!(poll!(&mut drain).is_pending());
         gate.notify_one();
@@ -455,7 +400,7 @@ async fn a_later_drain_waits_as_the_first_did() {
 async fn a_drain_that_ends_leaves_no_other_waiting() {
     let fixture = fixture();
     let browser = fixture.browser().await;
-    let gate = fixture.hang_up_during_commit(&browser).await;
+    let gate = hang_up_during_commit(&fixture, &browser).await;
     let mut first = Box::pin(fixture.app.layer.drain());
     assert!(poll!(&mut first).is_pending());
     gate.notify_one();
@@ -464,7 +409,7 @@ async fn a_drain_that_ends_leaves_no_other_waiting() {
         tokio::task::yield_now().await;
     }
     // The next commit has begun before the first `drain` sees that its own is done.
-    let gate = fixture.hang_up_during_commit(&browser).await;
+    let gate = hang_up_during_commit(&fixture, &browser).await;
     let mut second = Box::pin(fixture.app.layer.drain());
     assert!(poll!(&mut second).is_pending());
     assert!(poll!(&mut first).is_ready());
@@ -526,7 +471,7 @@ async fn a_client_that_hangs_up_costs_an_untouched_session_nothing() {
 async fn what_the_response_has_told_the_browser_is_no_change_any_more() {
     let fixture = fixture();
     let mut browser = fixture.browser().await;
-    let kept = Kept::default();
+    let kept = Kept::<Session>::default();
     let router = fixture.around({
         let kept = Arc::clone(&kept);
         move |session: Session| async move {
@@ -746,7 +691,7 @@ async fn an_end_by_its_old_key_finds_a_session_under_its_new_one() {
 async fn a_client_that_hangs_up_during_a_save_drops_only_what_came_later() {
     let fixture = fixture();
     let browser = fixture.browser().await;
-    let kept = Kept::default();
+    let kept = Kept::<Session>::default();
     let router = fixture.around({
         let kept = Arc::clone(&kept);
         move |session: Session| async move {

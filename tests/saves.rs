@@ -7,83 +7,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
-use axum::handler::Handler;
 use axum::routing::get;
 use http::StatusCode;
-use session_layer::{Session, SessionErrorKind, StoreErrorKind};
-use support::{App, Browser, Fault, Verb, app};
+use session_layer::{Session, SessionConfig, SessionErrorKind, StoreErrorKind};
+use support::fixture::{Fixture, Kept, fixture_of};
+use support::{Browser, Fault, Verb};
 use tokio::sync::Notify;
 
 use Verb::{Create, Load, Touch, Update};
 
-/// Where handlers leave their session for the test to go on with.
-type Kept = Arc<Mutex<Option<Session>>>;
-
-fn routes(kept: Kept) -> Router {
-    Router::new()
-        .route(
-            "/add",
-            get(|session: Session| async move {
-                session
-                    .update("n", |n: Option<u64>| n.unwrap_or(0) + 1)
-                    .map(|n| n.to_string())
-            }),
-        )
-        .route(
-            "/read",
-            get(
-                |session: Session| async move { format!("{:?}", session.get::<u64>("n").unwrap()) },
-            ),
-        )
-        .route(
-            "/keep",
-            get(|session: Session| async move {
-                *kept.lock().unwrap() = Some(session);
-            }),
-        )
-        .route(
-            "/set-a-and-b",
-            get(|session: Session| async move {
-                session.insert("a", 1).unwrap();
-                session.insert("b", 2).unwrap();
-            }),
-        )
-}
-
-struct Fixture {
-    app: App,
-    kept: Kept,
-}
-
 fn fixture() -> Fixture {
-    let kept = Kept::default();
-    let app = app(routes(Arc::clone(&kept)));
-    Fixture { app, kept }
-}
-
-impl Fixture {
-    async fn browser(&self) -> Browser {
-        let mut browser = Browser::default();
-        browser.get(&self.app.router, "/add").await;
-        self.app.store.calls();
-        browser
-    }
-
-    async fn until_called(&self, verb: Verb) {
-        while self.app.store.calls().last() != Some(&verb) {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn take_kept(&self) -> Session {
-        self.kept.lock().unwrap().take().unwrap()
-    }
-
-    /// The same layer around another handler.
-    fn around<H: Handler<T, ()>, T: 'static>(&self, handler: H) -> Router {
-        let router = Router::new().route("/", get(handler));
-        router.layer(self.app.layer.clone())
-    }
+    let both = |session: Session| async move {
+        session.insert("a", 1).unwrap();
+        session.insert("b", 2).unwrap();
+    };
+    let routes = Router::new().route("/set-a-and-b", get(both));
+    fixture_of(routes, SessionConfig::default())
 }
 
 #[tokio::test]
@@ -313,7 +252,7 @@ async fn what_the_response_could_not_store_is_gone_from_the_session() {
             true => Browser::default(),
             false => fixture.browser().await,
         };
-        let kept = Kept::default();
+        let kept = Kept::<Session>::default();
         let router = fixture.around({
             let kept = Arc::clone(&kept);
             move |session: Session| async move {
@@ -341,7 +280,7 @@ async fn what_the_response_could_not_store_after_a_conflict_is_gone_as_well() {
             true => Browser::default(),
             false => fixture.browser().await,
         };
-        let kept = Kept::default();
+        let kept = Kept::<Session>::default();
         let router = fixture.around({
             let kept = Arc::clone(&kept);
             move |session: Session| async move {
@@ -648,7 +587,7 @@ async fn what_a_server_error_drops_leaves_nothing_for_a_later_save() {
     let fixture = fixture();
     for rotates in [true, false] {
         let browser = fixture.browser().await;
-        let kept = Kept::default();
+        let kept = Kept::<Session>::default();
         let router = fixture.around({
             let kept = Arc::clone(&kept);
             move |session: Session| async move {

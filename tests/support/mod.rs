@@ -5,6 +5,8 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod fixture;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
