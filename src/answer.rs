@@ -9,10 +9,10 @@ use tracing::Instrument;
 
 use crate::commit::{self, First};
 use crate::error::{SessionError, SessionErrorKind};
-use crate::id::{SessionId, SessionKey};
+use crate::id::{Revision, SessionId, SessionKey};
 use crate::request::{Inner, Loaded};
 use crate::state::{CookieAction, Draft, Identity, Plan, Settled, State, StoreAction, Work};
-use crate::store::{Record, StoreAtOnce};
+use crate::store::{NewRecord, Record, StoreAtOnce};
 
 /// What is left to do once a commit has been planned.
 enum Begun {
@@ -22,6 +22,8 @@ enum Begun {
     Drafted(Plan, Option<Record>),
     Work(Plan, Box<Work>),
 }
+
+type Fresh = Option<(SessionId, SessionKey)>;
 
 /// What the response tells the browser.
 #[derive(Debug, Default)]
@@ -130,7 +132,13 @@ impl Inner {
 
     /// What one call of the store does for, if that is likely to do.
     fn draft(&self, state: &mut State, plan: Plan, last: bool, now: u64) -> Option<Draft> {
-        // What was read of a session that others are changing is most likely out of date.
+        let (_, fresh) = self.fresh(state, plan)?;
+        state.draft(plan, last, fresh, &self.shared.policy, now)
+    }
+
+    /// The session's key, and an id for a plan that takes a new one. `None` if others are changing the
+    /// session: what was read is then most likely out of date.
+    fn fresh(&self, state: &State, plan: Plan) -> Option<(Option<SessionKey>, Fresh)> {
         let key = state.identity().key();
         if key.is_some_and(|key| self.shared.queues.is_contended(&key)) {
             return None;
@@ -143,7 +151,7 @@ impl Inner {
             }
             _ => None,
         };
-        state.draft(plan, last, fresh, &self.shared.policy, now)
+        Some((key, fresh))
     }
 
     /// Takes note of what became of the one call that does for most commits. Says, too, whether edits
@@ -262,17 +270,24 @@ impl Inner {
             return None;
         }
         let plan = state.plan(edits);
-        let mut draft = self.draft(state, plan, true, now)?;
-        let settled = match commit::attempt_at_once(store, &draft) {
-            Ok(First::Written(token)) => Ok(Settled::Written(token)),
-            Ok(First::Gone) => Ok(Settled::Ended),
-            Ok(First::Conflict(_)) => {
-                state.take_back(&draft);
-                return None;
-            }
-            Err(error) => Err(error),
+        let (mut key, fresh) = self.fresh(state, plan)?;
+        let mut result = Ok(());
+        let write = |at: &SessionKey, seen: Option<Revision>, new: &NewRecord<'_>| {
+            Some(match commit::attempt_at_once(store, at, seen, new) {
+                Ok(First::Written(token)) => Settled::Written(token),
+                Ok(First::Gone) => Settled::Ended,
+                Ok(First::Conflict(_)) => return None,
+                Err(error) => {
+                    key = key.filter(|_| seen.is_some());
+                    result = Err(error);
+                    Settled::Failed
+                }
+            })
         };
-        let (_, result) = self.settle(state, &mut draft, settled);
+        state.write_at_once(plan, fresh, &self.shared.policy, now, write)?;
+        if result.is_err() {
+            edits_dropped(key, "they could not be stored");
+        }
         Some(result)
     }
 

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use crate::error::{SessionError, StoreError};
-use crate::id::SessionKey;
+use crate::id::{Revision, SessionKey};
 use crate::shared::{Shared, within};
 use crate::state::Draft;
 use crate::store::{CreateOutcome, NewRecord, Record, StoreAtOnce, Token, UpdateOutcome};
@@ -48,17 +48,17 @@ pub(crate) async fn attempt(
 /// The same in a store that never waits.
 pub(crate) fn attempt_at_once(
     store: &dyn StoreAtOnce,
-    draft: &Draft,
+    key: &SessionKey,
+    seen: Option<Revision>,
+    new: &NewRecord<'_>,
 ) -> Result<First, SessionError> {
-    let key = &draft.key;
-    let new = NewRecord::of(draft.revision, draft.payload.bytes(), draft.ttl);
-    let said = match draft.seen {
+    let said = match seen {
         Some(seen) => {
-            let said = store.update_now(key, seen, &new);
+            let said = store.update_now(key, seen, new);
             said.map(|outcome| updated(key, outcome, None))
         }
         None => store
-            .create_now(key, &new)
+            .create_now(key, new)
             .map(|outcome| created(key, outcome, None)),
     };
     said.map_err(|error| failed(key, error))

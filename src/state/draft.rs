@@ -28,6 +28,14 @@ pub(crate) struct Draft {
     last: bool,
 }
 
+/// Where something is to be written.
+pub(super) struct Place {
+    pub(super) id: Option<SessionId>,
+    pub(super) key: SessionKey,
+    /// What it is to replace; `None` if the session is to be created.
+    pub(super) seen: Option<Revision>,
+}
+
 /// What became of a draft.
 pub(crate) enum Settled {
     Written(Token),
@@ -62,16 +70,7 @@ impl State {
         now: u64,
     ) -> Option<Draft> {
         self.forget_unsettled();
-        if plan.end || !self.attempts.is_empty() || self.logs_in() {
-            return None;
-        }
-        let (id, key, seen) = match (plan.store, &self.identity, fresh) {
-            (StoreAction::Create, _, Some((id, key))) => (Some(id), key, None),
-            (StoreAction::Update, Identity::Stored(stored), _) => {
-                (stored.id, stored.key, Some(stored.version.revision))
-            }
-            _ => return None,
-        };
+        let Place { id, key, seen } = self.place(plan, fresh)?;
         let begins = self.rotate || seen.is_none();
         let (meta, payload) = merge(&self.base, self.meta.clone(), &self.batches, begins, now);
         let ttl = full_ttl(policy, &meta, now)?;
@@ -99,20 +98,31 @@ impl State {
         })
     }
 
+    /// Where one call of the store does for a plan.
+    pub(super) fn place(
+        &self,
+        plan: Plan,
+        fresh: Option<(SessionId, SessionKey)>,
+    ) -> Option<Place> {
+        if plan.end || !self.attempts.is_empty() || self.logs_in() {
+            return None;
+        }
+        let (id, key, seen) = match (plan.store, &self.identity, fresh) {
+            (StoreAction::Create, _, Some((id, key))) => (Some(id), key, None),
+            (StoreAction::Update, Identity::Stored(known), _) => {
+                (known.id, known.key, Some(known.version.revision))
+            }
+            _ => return None,
+        };
+        Some(Place { id, key, seen })
+    }
+
     /// A commit that never came to an end, because its store panicked, has its edits with it.
     pub(super) fn forget_unsettled(&mut self) {
         if let Some(sent) = self.sent.take() {
             self.drop_first_batches(sent.batches);
             self.measure();
         }
-    }
-
-    /// Takes note that `draft` was refused, so that nothing of it is in the store, as if it had never
-    /// been made.
-    pub(crate) fn take_back(&mut self, draft: &Draft) {
-        self.sent = None;
-        self.committing = false;
-        self.rotate |= draft.rotate;
     }
 
     /// Takes note of what became of `draft`. Answers as [`State::settle`] does.

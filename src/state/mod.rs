@@ -1,5 +1,6 @@
 //! What a request knows of its session, and what it has done to it. No I/O, no clock.
 
+mod at_once;
 mod draft;
 mod identity;
 mod login;
