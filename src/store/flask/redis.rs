@@ -1,5 +1,6 @@
 //! `FlaskRedisStore`: the sessions that Flask-Session keeps in Redis.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -180,7 +181,8 @@ impl Shared {
     }
 
     async fn call(&self, name: &str, cmd: &Cmd) -> Result<Value, StoreError> {
-        self.within(name, self.route.call(parts(name), cmd)).await
+        self.within(name, self.route.call(parts(name), Cow::Borrowed(cmd)))
+            .await
     }
 
     async fn run(

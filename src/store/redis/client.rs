@@ -1,6 +1,7 @@
 //! Where the commands go: one server, the primary that sentinels name, a cluster, or through a
 //! connection manager of the user's.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use ::redis::aio::ConnectionManager;
@@ -105,17 +106,17 @@ impl Route {
     pub(in crate::store) async fn call(
         &self,
         key: [&[u8]; 2],
-        cmd: &Cmd,
+        cmd: Cow<'_, Cmd>,
     ) -> Result<Value, RedisError> {
         // Boxed where it is large: every call has room for all of them.
         match self {
             Self::Link(link, _) => call(link, cmd).await,
-            Self::Cluster(cluster) => Box::pin(cluster.call(slot(key), cmd)).await,
+            Self::Cluster(cluster) => Box::pin(cluster.call(slot(key), &cmd)).await,
             Self::Manager(manager, outbox) => {
-                let alone = |mut manager: ConnectionManager| async move {
-                    manager.send_packed_command(cmd).await
-                };
-                let answer = outbox.send(manager, cmd, alone).await;
+                let sent = outbox.send(manager, cmd, |mut manager, cmd| async move {
+                    manager.send_packed_command(&cmd).await
+                });
+                let answer = sent.await;
                 answer?.extract_error()
             }
         }
@@ -127,9 +128,9 @@ impl Route {
         key: [&[u8]; 2],
         script: &Call,
     ) -> Result<Value, RedisError> {
-        match self.call(key, &script.cmd).await {
+        match self.call(key, Cow::Borrowed(&script.cmd)).await {
             Err(error) if is_no_script(&error) => {
-                Box::pin(self.call(key, &script.with_text())).await
+                Box::pin(self.call(key, Cow::Owned(script.with_text()))).await
             }
             answer => answer,
         }
@@ -145,7 +146,7 @@ impl Route {
     }
 }
 
-pub(super) async fn call(link: &Link, cmd: &Cmd) -> Result<Value, RedisError> {
+pub(super) async fn call(link: &Link, cmd: Cow<'_, Cmd>) -> Result<Value, RedisError> {
     let answer = link.get().await?.send(cmd).await;
     if answer.as_ref().is_err_and(is_readonly) {
         // Its name, or the sentinels, may lead to the new primary by now.

@@ -1,5 +1,6 @@
 //! One connection to one server, which all requests share: what they send is pipelined.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,12 +74,12 @@ impl Link {
 
 impl Live {
     /// Sends a command, once. After an error of the connection it may have been carried out.
-    pub(super) async fn send(&self, cmd: &Cmd) -> Result<Value, RedisError> {
-        let outbox = &self.0.outbox;
-        let alone = |mut driver: MultiplexedConnection| async move {
-            driver.send_packed_command(cmd).await
-        };
-        let answer = outbox.send(&self.0.driver, cmd, alone).await;
+    pub(super) async fn send(&self, cmd: Cow<'_, Cmd>) -> Result<Value, RedisError> {
+        let Connection { driver, outbox, .. } = &*self.0;
+        let sent = outbox.send(driver, cmd, |mut driver, cmd| async move {
+            driver.send_packed_command(&cmd).await
+        });
+        let answer = sent.await;
         self.judge(answer)
     }
 

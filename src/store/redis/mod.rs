@@ -13,6 +13,7 @@ pub(super) mod record;
 mod scan;
 pub(super) mod script;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -218,7 +219,11 @@ impl Shared {
 
     async fn ask_time(&self, key: &SessionKey) -> Result<(), RedisError> {
         let asked = Instant::now();
-        match self.route.call(self.key(key), &cmd("TIME")).await {
+        match self
+            .route
+            .call(self.key(key), Cow::Owned(cmd("TIME")))
+            .await
+        {
             Ok(answer) => {
                 let [seconds, micros] = ::redis::from_redis_value::<[u64; 2]>(answer)?;
                 let time = seconds.saturating_mul(1000).saturating_add(micros / 1000);
@@ -252,7 +257,8 @@ impl SessionStore for RedisStore {
         let shared = &self.shared;
         let at = shared.key(key);
         let work = pin!(async {
-            let value = shared.route.call(at, &script::load(Parts(at))).await?;
+            let cmd = script::load(Parts(at));
+            let value = shared.route.call(at, Cow::Owned(cmd)).await?;
             let now = match value {
                 Value::Nil => 0,
                 _ => shared.now(key).await?,
@@ -285,7 +291,7 @@ impl SessionStore for RedisStore {
         let work = pin!(async {
             let now = shared.now(key).await?;
             let cmd = script::create(Parts(at), new, now);
-            shared.route.call(at, &cmd).await
+            shared.route.call(at, Cow::Owned(cmd)).await
         });
         let answer = shared.within(at, work).await?;
         match answer {
@@ -348,7 +354,7 @@ impl SessionStore for RedisStore {
         let shared = &self.shared;
         let at = shared.key(key);
         let cmd = script::delete(Parts(at));
-        let work = pin!(shared.route.call(at, &cmd));
+        let work = pin!(shared.route.call(at, Cow::Owned(cmd)));
         shared.within(at, work).await?;
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! are under way, the next ones wait until every task that is ready has had its turn, and go as one
 //! pipeline.
 
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,11 +48,11 @@ struct Waiting {
 impl Outbox {
     /// Sends a command on `connection`, once: together with others, or `alone`. After an error of the
     /// connection it may have been carried out, and also if this is dropped.
-    pub(super) async fn send<C, F>(
+    pub(super) async fn send<'a, C, F>(
         &self,
         connection: &C,
-        cmd: &Cmd,
-        alone: impl FnOnce(C) -> F,
+        cmd: Cow<'a, Cmd>,
+        alone: impl FnOnce(C, Cow<'a, Cmd>) -> F,
     ) -> Answer
     where
         C: ConnectionLike + Clone + Send + 'static,
@@ -59,12 +60,12 @@ impl Outbox {
     {
         let others = self.0.under_way.fetch_add(1, Ordering::Relaxed);
         let _under_way = UnderWay(&self.0);
-        if others < BUSY || size(cmd) > LARGE {
+        if others < BUSY || size(&cmd) > LARGE {
             // Boxed: the driver's future is large, and the other way has no need of the room.
-            return Box::pin(alone(connection.clone())).await;
+            return Box::pin(alone(connection.clone(), cmd)).await;
         }
         let (answer, together) = oneshot::channel();
-        let cmd = cmd.clone();
+        let cmd = cmd.into_owned();
         self.push(connection, Waiting { cmd, answer });
         let given_up = || RedisError::from((ErrorKind::Io, "the command was given up"));
         together.await.unwrap_or_else(|_| Err(given_up()))
@@ -75,6 +76,9 @@ impl Outbox {
         C: ConnectionLike + Clone + Send + 'static,
     {
         let mut waiting = self.0.lock();
+        if waiting.is_empty() {
+            waiting.reserve_exact(MOST);
+        }
         waiting.push(one);
         match waiting.len() {
             1 => {
@@ -281,11 +285,10 @@ mod tests {
         async move {
             let mut cmd = cmd("ECHO");
             cmd.arg(vec![b'x'; size]).arg(number);
-            let alone = |mut echo: Echo| {
-                let cmd = cmd.clone();
-                async move { echo.req_packed_command(&cmd).await }
-            };
-            outbox.send(&echo, &cmd, alone).await
+            let sent = outbox.send(&echo, Cow::Owned(cmd), |mut echo, cmd| async move {
+                echo.req_packed_command(&cmd).await
+            });
+            sent.await
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod slots;
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -83,7 +84,7 @@ impl Cluster {
                 link.get().await?
             }
         };
-        let mut answer = live.send(cmd).await;
+        let mut answer = live.send(Cow::Borrowed(cmd)).await;
         for _ in 0..REDIRECTIONS {
             let Err(error) = &answer else { break };
             let Some(redirection) = Redirection::of(error, &link) else {
@@ -95,7 +96,7 @@ impl Cluster {
                 live.send_asking(cmd).await
             } else {
                 self.0.renew();
-                live.send(cmd).await
+                live.send(Cow::Borrowed(cmd)).await
             };
         }
         if let Err(error) = &answer
@@ -222,7 +223,9 @@ impl Make for Servers {
                 tokio::time::sleep(STAGGER * u32::try_from(at).unwrap_or(u32::MAX)).await;
                 let table = async {
                     let live = link.get().await?;
-                    let answer = live.send(cmd("CLUSTER").arg("SLOTS")).await?;
+                    let answer = live
+                        .send(Cow::Borrowed(cmd("CLUSTER").arg("SLOTS")))
+                        .await?;
                     known(&answer, link.host())
                 };
                 tokio::time::timeout(TABLE, table)
