@@ -10,7 +10,8 @@ use tracing::Instrument;
 use crate::commit::{self, First};
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::{Revision, SessionId, SessionKey};
-use crate::request::{Inner, Loaded};
+use crate::loaded::Loaded;
+use crate::request::Inner;
 use crate::state::{CookieAction, Draft, Identity, Plan, Settled, State, StoreAction, Work};
 use crate::store::{NewRecord, Record, StoreAtOnce};
 

@@ -82,6 +82,7 @@ mod info;
 mod layer;
 mod lazy;
 mod leftover;
+mod loaded;
 mod payload;
 mod queue;
 mod request;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::cookie::CookieHeaders;
 use crate::error::SessionError;
 use crate::id::SessionKey;
-use crate::request::Loaded;
+use crate::loaded::Loaded;
 use crate::shared::{Found, Live, Shared};
 use crate::signing::{Rejected, Verified};
 use crate::state::{Identity, Known, Seen, State, is_cookie_due, is_due};

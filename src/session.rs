@@ -11,8 +11,9 @@ use crate::config::MAX_LIFETIME;
 use crate::edits::Updater;
 use crate::error::{SessionError, SessionErrorKind};
 use crate::id::SessionKey;
+use crate::loaded::Loaded;
 use crate::payload::{self, Format, Value};
-use crate::request::{Inner, Loaded};
+use crate::request::Inner;
 use crate::shared::finish;
 use crate::state::Identity;
 
