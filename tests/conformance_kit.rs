@@ -519,7 +519,10 @@ impl SessionStore for Broken {
             .is(Fault::PurgeIsStale)
             .then(|| self.overdue(&self.rows(), limit));
         if stale.is_some() {
-            yield_now().await;
+            // Long enough for others to come in between, on a busy machine too.
+            for _ in 0..20 {
+                yield_now().await;
+            }
         }
         let mut rows = self.rows();
         let names = stale.unwrap_or_else(|| self.overdue(&rows, limit));

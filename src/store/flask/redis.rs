@@ -1,6 +1,5 @@
 //! `FlaskRedisStore`: the sessions that Flask-Session keeps in Redis.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use crate::store::redis::builder::Settings;
 use crate::store::redis::client::Route;
 use crate::store::redis::connect::Target;
 use crate::store::redis::errors::{failed, timed_out, unexpected};
+use crate::store::redis::outbox::Outgoing;
 use crate::store::redis::record::{Parts, millis};
 use crate::store::redis::script::Call;
 use crate::store::{
@@ -181,7 +181,7 @@ impl Shared {
     }
 
     async fn call(&self, name: &str, cmd: &Cmd) -> Result<Value, StoreError> {
-        self.within(name, self.route.call(parts(name), Cow::Borrowed(cmd)))
+        self.within(name, self.route.call(parts(name), Outgoing::Kept(cmd)))
             .await
     }
 

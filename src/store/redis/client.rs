@@ -1,18 +1,17 @@
 //! Where the commands go: one server, the primary that sentinels name, a cluster, or through a
 //! connection manager of the user's.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use ::redis::aio::ConnectionManager;
 use ::redis::sentinel::SentinelClient;
-use ::redis::{Client, Cmd, ConnectionAddr, RedisError, Value};
+use ::redis::{Client, ConnectionAddr, RedisError, Value};
 use tokio::sync::Mutex;
 
 use super::cluster::{Cluster, slot};
 use super::errors::{config, is_no_script, is_readonly};
 use super::link::{Link, Server};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Outgoing};
 use super::script::Call;
 use crate::store::StoreError;
 
@@ -106,7 +105,7 @@ impl Route {
     pub(in crate::store) async fn call(
         &self,
         key: [&[u8]; 2],
-        cmd: Cow<'_, Cmd>,
+        cmd: Outgoing<'_>,
     ) -> Result<Value, RedisError> {
         // Boxed where it is large: every call has room for all of them.
         match self {
@@ -128,9 +127,9 @@ impl Route {
         key: [&[u8]; 2],
         script: &Call,
     ) -> Result<Value, RedisError> {
-        match self.call(key, Cow::Borrowed(&script.cmd)).await {
+        match self.call(key, Outgoing::Kept(&script.cmd)).await {
             Err(error) if is_no_script(&error) => {
-                Box::pin(self.call(key, Cow::Owned(script.with_text()))).await
+                Box::pin(self.call(key, Outgoing::Given(&mut script.with_text()))).await
             }
             answer => answer,
         }
@@ -146,7 +145,7 @@ impl Route {
     }
 }
 
-pub(super) async fn call(link: &Link, cmd: Cow<'_, Cmd>) -> Result<Value, RedisError> {
+pub(super) async fn call(link: &Link, cmd: Outgoing<'_>) -> Result<Value, RedisError> {
     let answer = link.get().await?.send(cmd).await;
     if answer.as_ref().is_err_and(is_readonly) {
         // Its name, or the sentinels, may lead to the new primary by now.

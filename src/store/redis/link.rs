@@ -1,6 +1,5 @@
 //! One connection to one server, which all requests share: what they send is pipelined.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use ::redis::{
 use tokio::sync::Mutex;
 
 use super::kept::{Kept, Make};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Outgoing};
 
 /// How long a connection may take, DNS, TLS and login included.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -74,7 +73,7 @@ impl Link {
 
 impl Live {
     /// Sends a command, once. After an error of the connection it may have been carried out.
-    pub(super) async fn send(&self, cmd: Cow<'_, Cmd>) -> Result<Value, RedisError> {
+    pub(super) async fn send(&self, cmd: Outgoing<'_>) -> Result<Value, RedisError> {
         let Connection { driver, outbox, .. } = &*self.0;
         let sent = outbox.send(driver, cmd, |mut driver, cmd| async move {
             driver.send_packed_command(&cmd).await

@@ -8,12 +8,11 @@ pub(super) mod connect;
 pub(super) mod errors;
 mod kept;
 mod link;
-mod outbox;
+pub(super) mod outbox;
 pub(super) mod record;
 mod scan;
 pub(super) mod script;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -28,6 +27,7 @@ pub use self::client::RedisClient;
 use self::client::Route;
 use self::clock::{Clock, Reading};
 use self::errors::{corrupt, failed, timed_out, unexpected};
+use self::outbox::Outgoing;
 use self::record::{HEADER_LEN, Parts, decode, millis};
 use self::script::Scripts;
 use super::{
@@ -221,7 +221,7 @@ impl Shared {
         let asked = Instant::now();
         match self
             .route
-            .call(self.key(key), Cow::Owned(cmd("TIME")))
+            .call(self.key(key), Outgoing::Given(&mut cmd("TIME")))
             .await
         {
             Ok(answer) => {
@@ -257,8 +257,8 @@ impl SessionStore for RedisStore {
         let shared = &self.shared;
         let at = shared.key(key);
         let work = pin!(async {
-            let cmd = script::load(Parts(at));
-            let value = shared.route.call(at, Cow::Owned(cmd)).await?;
+            let mut cmd = script::load(Parts(at));
+            let value = shared.route.call(at, Outgoing::Given(&mut cmd)).await?;
             let now = match value {
                 Value::Nil => 0,
                 _ => shared.now(key).await?,
@@ -290,8 +290,8 @@ impl SessionStore for RedisStore {
         let at = shared.key(key);
         let work = pin!(async {
             let now = shared.now(key).await?;
-            let cmd = script::create(Parts(at), new, now);
-            shared.route.call(at, Cow::Owned(cmd)).await
+            let mut cmd = script::create(Parts(at), new, now);
+            shared.route.call(at, Outgoing::Given(&mut cmd)).await
         });
         let answer = shared.within(at, work).await?;
         match answer {
@@ -353,8 +353,8 @@ impl SessionStore for RedisStore {
     async fn delete(&self, key: &SessionKey) -> Result<(), StoreError> {
         let shared = &self.shared;
         let at = shared.key(key);
-        let cmd = script::delete(Parts(at));
-        let work = pin!(shared.route.call(at, Cow::Owned(cmd)));
+        let mut cmd = script::delete(Parts(at));
+        let work = pin!(shared.route.call(at, Outgoing::Given(&mut cmd)));
         shared.within(at, work).await?;
         Ok(())
     }

@@ -6,8 +6,8 @@
 //! are under way, the next ones wait until every task that is ready has had its turn, and go as one
 //! pipeline.
 
-use std::borrow::Cow;
 use std::future::{Future, poll_fn};
+use std::ops::Deref;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,14 +45,43 @@ struct Waiting {
     answer: oneshot::Sender<Answer>,
 }
 
+/// A command that is to be sent. Not a `Cow`, which is large, and of which each future on the way would
+/// keep one.
+pub(in crate::store) enum Outgoing<'a> {
+    /// It may have to be sent again, elsewhere.
+    Kept(&'a Cmd),
+    /// It is of no use to its owner any more.
+    Given(&'a mut Cmd),
+}
+
+impl Deref for Outgoing<'_> {
+    type Target = Cmd;
+
+    fn deref(&self) -> &Cmd {
+        match self {
+            Self::Kept(cmd) => cmd,
+            Self::Given(cmd) => cmd,
+        }
+    }
+}
+
+impl Outgoing<'_> {
+    fn into_owned(self) -> Cmd {
+        match self {
+            Self::Kept(cmd) => cmd.clone(),
+            Self::Given(cmd) => std::mem::replace(cmd, Cmd::new()),
+        }
+    }
+}
+
 impl Outbox {
     /// Sends a command on `connection`, once: together with others, or `alone`. After an error of the
     /// connection it may have been carried out, and also if this is dropped.
     pub(super) async fn send<'a, C, F>(
         &self,
         connection: &C,
-        cmd: Cow<'a, Cmd>,
-        alone: impl FnOnce(C, Cow<'a, Cmd>) -> F,
+        cmd: Outgoing<'a>,
+        alone: impl FnOnce(C, Outgoing<'a>) -> F,
     ) -> Answer
     where
         C: ConnectionLike + Clone + Send + 'static,
@@ -285,9 +314,11 @@ mod tests {
         async move {
             let mut cmd = cmd("ECHO");
             cmd.arg(vec![b'x'; size]).arg(number);
-            let sent = outbox.send(&echo, Cow::Owned(cmd), |mut echo, cmd| async move {
-                echo.req_packed_command(&cmd).await
-            });
+            let sent = outbox.send(
+                &echo,
+                Outgoing::Given(&mut cmd),
+                |mut echo, cmd| async move { echo.req_packed_command(&cmd).await },
+            );
             sent.await
         }
     }

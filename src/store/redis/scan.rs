@@ -1,6 +1,5 @@
 //! Listing the keys.
 
-use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 use ::redis::{Cmd, RedisError, Value, cmd, from_redis_value};
@@ -9,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::client::{Route, call};
 use super::cluster::Table;
 use super::errors::{config, failed, timed_out};
+use super::outbox::Outgoing;
 use super::{RedisStore, Shared};
 use crate::store::{Cursor, Page, ScanStore, SessionKey, StoreError, StoreErrorKind};
 
@@ -69,7 +69,7 @@ impl Shared {
         };
         let cmd = self.scan_command(from.cursor, limit);
         let answer = match &self.route {
-            Route::Link(link, _) => call(link, Cow::Borrowed(&cmd)).await,
+            Route::Link(link, _) => call(link, Outgoing::Kept(&cmd)).await,
             Route::Manager(manager, _) => {
                 let answer = manager.clone().send_packed_command(&cmd).await;
                 answer.and_then(Value::extract_error)
@@ -107,7 +107,7 @@ impl Shared {
         let Some(link) = table.primary(at) else {
             return Err(foreign());
         };
-        let (cursor, keys) = self.read(call(link, Cow::Borrowed(cmd)).await)?;
+        let (cursor, keys) = self.read(call(link, Outgoing::Kept(cmd)).await)?;
         let at = if cursor == 0 { at + 1 } else { at };
         let next = table.primary(at).map(|_| {
             let cluster = Some((at, print));

@@ -7,7 +7,6 @@
 
 mod slots;
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +22,7 @@ use self::slots::{Address, Known, Range, address, address_of, known};
 use super::errors::is_readonly;
 use super::kept::{Kept, Make};
 use super::link::{Link, Server};
+use super::outbox::Outgoing;
 
 /// How many redirections one command follows. A slot that moves takes one or two.
 const REDIRECTIONS: usize = 5;
@@ -84,7 +84,7 @@ impl Cluster {
                 link.get().await?
             }
         };
-        let mut answer = live.send(Cow::Borrowed(cmd)).await;
+        let mut answer = live.send(Outgoing::Kept(cmd)).await;
         for _ in 0..REDIRECTIONS {
             let Err(error) = &answer else { break };
             let Some(redirection) = Redirection::of(error, &link) else {
@@ -96,7 +96,7 @@ impl Cluster {
                 live.send_asking(cmd).await
             } else {
                 self.0.renew();
-                live.send(Cow::Borrowed(cmd)).await
+                live.send(Outgoing::Kept(cmd)).await
             };
         }
         if let Err(error) = &answer
@@ -224,7 +224,7 @@ impl Make for Servers {
                 let table = async {
                     let live = link.get().await?;
                     let answer = live
-                        .send(Cow::Borrowed(cmd("CLUSTER").arg("SLOTS")))
+                        .send(Outgoing::Kept(cmd("CLUSTER").arg("SLOTS")))
                         .await?;
                     known(&answer, link.host())
                 };
