@@ -133,26 +133,25 @@ impl Inner {
 
     /// What one call of the store does for, if that is likely to do.
     fn draft(&self, state: &mut State, plan: Plan, last: bool, now: u64) -> Option<Draft> {
-        let (_, fresh) = self.fresh(state, plan)?;
+        let fresh = self.fresh(state, plan)?;
         state.draft(plan, last, fresh, &self.shared.policy, now)
     }
 
-    /// The session's key, and an id for a plan that takes a new one. `None` if others are changing the
-    /// session: what was read is then most likely out of date.
-    fn fresh(&self, state: &State, plan: Plan) -> Option<(Option<SessionKey>, Fresh)> {
+    /// An id and its key, for a plan that takes new ones. `None` if others are changing the session:
+    /// what was read is then most likely out of date.
+    fn fresh(&self, state: &State, plan: Plan) -> Option<Fresh> {
         let key = state.identity().key();
         if key.is_some_and(|key| self.shared.queues.is_contended(&key)) {
             return None;
         }
-        let fresh = match plan.store {
+        Some(match plan.store {
             // What fails here fails again in `perform`.
             StoreAction::Create => {
                 let id = SessionId::generate().ok();
                 id.map(|id| (id, self.shared.signer.key(&id)))
             }
             _ => None,
-        };
-        Some((key, fresh))
+        })
     }
 
     /// Takes note of what became of the one call that does for most commits. Says, too, whether edits
@@ -271,7 +270,9 @@ impl Inner {
             return None;
         }
         let plan = state.plan(edits);
-        let (mut key, fresh) = self.fresh(state, plan)?;
+        let fresh = self.fresh(state, plan)?;
+        let stored = matches!(state.identity(), Identity::Stored(_));
+        let key = state.identity().key().filter(|_| stored);
         let mut result = Ok(());
         let write = |at: &SessionKey, seen: Option<Revision>, new: &NewRecord<'_>| {
             Some(match commit::attempt_at_once(store, at, seen, new) {
@@ -279,7 +280,6 @@ impl Inner {
                 Ok(First::Gone) => Settled::Ended,
                 Ok(First::Conflict(_)) => return None,
                 Err(error) => {
-                    key = key.filter(|_| seen.is_some());
                     result = Err(error);
                     Settled::Failed
                 }

@@ -48,6 +48,8 @@ impl LazySession {
 
     /// Reads the session, once: whoever asks first waits for the store, later callers and concurrent
     /// ones share the outcome, also that of a failure. One round trip, none without a valid cookie.
+    /// (`MemoryStore` lets nobody wait: two who ask it at the same moment both do, and share what the
+    /// first has found.)
     ///
     /// # Errors
     ///
