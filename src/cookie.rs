@@ -1,7 +1,5 @@
 //! The session cookie: finding it among a request's cookies, and writing `Set-Cookie`.
 
-use std::io::Write;
-
 use http::header::{CACHE_CONTROL, Entry, HeaderMap, HeaderValue, SET_COOKIE, VARY};
 
 use crate::config::{CookieSettings, SameSite};
@@ -145,22 +143,18 @@ impl CookieTemplate {
 
     /// The header that gives the browser `value`, for `max_age` seconds or until it closes.
     pub(crate) fn set(&self, value: &[u8], max_age: Option<u64>) -> Option<HeaderValue> {
-        const MAX_AGE: &[u8] = b"; Max-Age=";
-        let digits = |seconds: u64| seconds.checked_ilog10().unwrap_or(0) as usize + 1;
-        let age = max_age.map_or(0, |seconds| MAX_AGE.len() + digits(seconds));
-        // Exact: a buffer with room to spare would cost one more allocation to become a header.
-        let length = self.name.len() + 1 + value.len() + age + self.attributes.len();
-        let mut header = Vec::with_capacity(length);
-        header.extend_from_slice(self.name.as_bytes());
-        header.push(b'=');
-        header.extend_from_slice(value);
-        if let Some(seconds) = max_age {
-            header.extend_from_slice(MAX_AGE);
-            // Writing to a `Vec` does not fail.
-            let _ = write!(header, "{seconds}");
-        }
-        header.extend_from_slice(self.attributes.as_bytes());
-        debug_assert_eq!(header.len(), length);
+        let mut digits = itoa::Buffer::new();
+        let age = max_age.map_or(["", ""], |seconds| ["; Max-Age=", digits.format(seconds)]);
+        let parts = [
+            self.name.as_bytes(),
+            b"=",
+            value,
+            age[0].as_bytes(),
+            age[1].as_bytes(),
+            self.attributes.as_bytes(),
+        ];
+        // Of exact length: room to spare would cost one more allocation to become a header.
+        let header = parts.concat();
         // Settings are ASCII without control characters, so this is always a header value.
         HeaderValue::from_maybe_shared(bytes::Bytes::from(header)).ok()
     }

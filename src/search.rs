@@ -6,10 +6,10 @@ use crate::cookie::CookieHeaders;
 use crate::error::SessionError;
 use crate::id::SessionKey;
 use crate::loaded::Loaded;
-use crate::shared::{Found, Live, Shared};
+use crate::shared::{Found, Live, Read, Shared};
 use crate::signing::{Rejected, Verified};
 use crate::state::{Identity, Known, Seen, State, is_cookie_due, is_due};
-use crate::store::{Record, StoreAtOnce};
+use crate::store::StoreAtOnce;
 
 /// Goes through the cookies of our name until one leads to a live session.
 pub(crate) async fn find(
@@ -19,7 +19,8 @@ pub(crate) async fn find(
     let mut search = Search::new(shared, cookies);
     while let Some((candidate, key)) = search.next() {
         let record = shared.fetch(&key).await?;
-        if let Some(loaded) = search.open(&candidate, key, record) {
+        let read = record.map(|record| shared.parse(record));
+        if let Some(loaded) = search.open(&candidate, key, read) {
             return Ok(loaded);
         }
     }
@@ -35,7 +36,8 @@ pub(crate) fn find_at_once(
     let mut search = Search::new(shared, cookies);
     while let Some((candidate, key)) = search.next() {
         let record = shared.fetched(&key, store.load_now(&key))?;
-        if let Some(loaded) = search.open(&candidate, key, record) {
+        let read = record.map(|(version, body)| shared.parse_shared(version, body));
+        if let Some(loaded) = search.open(&candidate, key, read) {
             return Ok(loaded);
         }
     }
@@ -97,14 +99,14 @@ impl<'a> Search<'a> {
         Some((candidate, key))
     }
 
-    /// The session that `record` is, if it is alive.
+    /// The session that was read, if it is alive.
     fn open(
         &mut self,
         candidate: &Candidate,
         key: SessionKey,
-        record: Option<Record>,
+        read: Option<Read>,
     ) -> Option<Box<Loaded>> {
-        match self.shared.judge(&key, record) {
+        match self.shared.judge(&key, read) {
             Found::Absent => {
                 tracing::debug!(session.key = %key, reason = "no session", "session cookie rejected");
                 None

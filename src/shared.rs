@@ -18,7 +18,7 @@ use crate::config::{Policy, SessionConfig};
 use crate::cookie::CookieTemplate;
 use crate::error::{ConfigError, StoreError, StoreErrorKind};
 use crate::id::{SessionId, SessionKey};
-use crate::payload::{Head, Meta, Payload};
+use crate::payload::{Body, Head, Malformed, Meta, Payload};
 use crate::queue::Queues;
 use crate::signing::{Signer, SigningKeys};
 use crate::state;
@@ -44,6 +44,9 @@ pub(crate) enum Found {
     Ended { successor: Option<SessionKey> },
     Live(Live),
 }
+
+/// A record that was read, and what its payload turned out to be.
+pub(crate) type Read = (Version, Result<(Head, Payload), Malformed>);
 
 /// A session that can be gone on with.
 pub(crate) struct Live {
@@ -102,7 +105,8 @@ impl Shared {
 
     /// Reads what stands under `key`.
     pub(crate) async fn load(&self, key: &SessionKey) -> Result<Found, StoreError> {
-        Ok(self.judge(key, self.fetch(key).await?))
+        let record = self.fetch(key).await?;
+        Ok(self.judge(key, record.map(|record| self.parse(record))))
     }
 
     /// The store, if it never waits, and nobody wants to know how long it takes.
@@ -126,11 +130,11 @@ impl Shared {
     }
 
     /// What the store said of `key`.
-    pub(crate) fn fetched(
+    pub(crate) fn fetched<T>(
         &self,
         key: &SessionKey,
-        said: Result<Option<Record>, StoreError>,
-    ) -> Result<Option<Record>, StoreError> {
+        said: Result<Option<T>, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
         match said {
             Err(error) if error.kind() == StoreErrorKind::Corrupt => {
                 tracing::warn!(session.key = %key, %error, "unreadable session record ignored");
@@ -144,15 +148,24 @@ impl Shared {
         }
     }
 
+    pub(crate) fn parse(&self, record: Record) -> Read {
+        let (version, payload) = record.into_parts();
+        (version, Payload::parse(payload, &self.policy.limits))
+    }
+
+    /// The same for what may have been parsed before.
+    pub(crate) fn parse_shared(&self, version: Version, body: Arc<Body>) -> Read {
+        (version, Payload::of(body, &self.policy.limits))
+    }
+
     /// What a record means. What is no session, and what is older than allowed, counts as absent.
     #[inline]
-    pub(crate) fn judge(&self, key: &SessionKey, record: Option<Record>) -> Found {
-        let Some(record) = record else {
+    pub(crate) fn judge(&self, key: &SessionKey, read: Option<Read>) -> Found {
+        let Some((version, parsed)) = read else {
             tracing::debug!(session.key = %key, "no such session");
             return Found::Absent;
         };
-        let (version, payload) = record.into_parts();
-        match Payload::parse(payload, &self.policy.limits) {
+        match parsed {
             Ok((Head::Live(meta), payload)) => {
                 let now = self.now();
                 let Some(full) = state::full_ttl(&self.policy, &meta, now) else {

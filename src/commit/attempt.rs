@@ -29,7 +29,7 @@ pub(crate) async fn attempt(
     let limit = policy.limit(policy.commit_timeout);
     let deadline = |since: Option<Instant>| since.map(|since| since + policy.commit_timeout);
     let key = &draft.key;
-    let new = NewRecord::of(draft.revision, draft.payload.bytes(), draft.ttl);
+    let new = NewRecord::of(draft.revision, &draft.payload, draft.ttl);
     let said = match seen {
         Some(seen) => {
             let mut answer = within(limit, store.update(key, seen, &new));

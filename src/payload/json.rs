@@ -15,12 +15,13 @@ use crate::error::{SessionError, SessionErrorKind};
 
 pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Index), Malformed> {
     // The outermost map is one level.
-    if depth(bytes).is_none_or(|depth| depth > limits.depth + 1) {
-        return Err(Malformed("nested deeper than allowed"));
-    }
+    let depth = depth(bytes).map(|depth| depth.saturating_sub(1));
+    let Some(depth) = depth.filter(|depth| *depth <= limits.depth) else {
+        return Err(Malformed::TOO_DEEP);
+    };
     let mut parser = serde_json::Deserializer::from_slice(bytes);
     let entries = parser
-        .deserialize_map(Indexing { bytes, limits })
+        .deserialize_map(Indexing { bytes, depth })
         .map_err(|_| Malformed("not JSON"))?;
     parser.end().map_err(|_| Malformed("bytes after the map"))?;
     entries
@@ -28,7 +29,7 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Inde
 
 struct Indexing<'a> {
     bytes: &'a [u8],
-    limits: &'a Limits,
+    depth: usize,
 }
 
 impl<'de> Visitor<'de> for Indexing<'de> {
@@ -40,7 +41,8 @@ impl<'de> Visitor<'de> for Indexing<'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut meta = None;
-        let mut index = Index::default();
+        let mut index = Index::NONE;
+        index.depth = self.depth;
         let within = |part: &[u8]| {
             let start = part.as_ptr() as usize - self.bytes.as_ptr() as usize;
             Span::new(start, start + part.len())
@@ -57,9 +59,6 @@ impl<'de> Visitor<'de> for Indexing<'de> {
                 Cow::Borrowed(key) => index.push(0, within(key.as_bytes()), value),
                 Cow::Owned(key) => index.push_unescaped(&key, value),
             }
-        }
-        if index.entries.len() > self.limits.keys {
-            return Ok(Err(Malformed("more keys than allowed")));
         }
         let head = meta.map(|meta| head(meta.as_bytes())).transpose();
         Ok(head.map(|head| (head, index)))

@@ -3,18 +3,23 @@
 //! Values stay as they were written. A handler that reads one key decodes one value, and what other
 //! programs have put into the map survives untouched.
 
+mod body;
+mod index;
 mod json;
 mod meta;
 mod msgpack;
 mod plain;
 mod value;
 
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub(crate) use self::body::Body;
+use self::body::Parsed;
+use self::index::{Entry, Index, Span};
 pub(crate) use self::meta::{Head, META_KEY, Meta, User};
 #[cfg(feature = "flask")]
 pub(crate) use self::plain::plain_map;
@@ -22,7 +27,6 @@ pub(crate) use self::plain::{index_map, tombstone};
 use self::value::Buffer;
 pub(crate) use self::value::Value;
 use crate::error::{SessionError, SessionErrorKind};
-use crate::few::Few;
 
 /// How new sessions are encoded.
 ///
@@ -52,179 +56,106 @@ pub(crate) struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
-/// A map whose values are still encoded.
+/// A map whose values are still encoded. Cheap to clone and to move; clones share everything.
 #[derive(Clone)]
 pub(crate) struct Payload {
     format: Format,
-    bytes: Bytes,
     count: usize,
     data_len: usize,
-    /// What parsing has found ...
-    index: Index,
-    /// ... or else, for what was just written, what is found when somebody asks: nobody may.
-    late: OnceLock<Box<Index>>,
-}
-
-/// Where the entries are.
-#[derive(Clone, Default)]
-struct Index {
-    entries: Vec<Entry>,
-    /// Keys that the payload spells with escapes, as JSON may.
-    unescaped: Vec<Box<str>>,
-    /// The bytes of all keys and values, as they are written, without what goes around them.
-    data_len: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    /// Where the key begins, with what goes before it; only in MessagePack.
-    start: u32,
-    /// Or a position in `Index::unescaped`, if it ends at `UNESCAPED`.
-    key: Span,
-    value: Span,
-}
-
-const UNESCAPED: u32 = u32::MAX;
-
-#[derive(Clone, Copy)]
-struct Span {
-    start: u32,
-    end: u32,
-}
-
-impl Span {
-    /// Both ends lie within a payload, whose length `Payload::parse` has checked.
-    fn new(start: usize, end: usize) -> Self {
-        Self {
-            start: start as u32,
-            end: end as u32,
-        }
-    }
-
-    fn len(self) -> usize {
-        self.end.wrapping_sub(self.start) as usize
-    }
-
-    fn of(self, bytes: &[u8]) -> &[u8] {
-        bytes
-            .get(self.start as usize..self.end as usize)
-            .unwrap_or_default()
-    }
+    /// `None`: there are no bytes. JSON that was just written is parsed when somebody asks: nobody may.
+    body: Option<Arc<Body>>,
 }
 
 impl Payload {
     pub(crate) fn empty(format: Format) -> Self {
-        Self::indexed(format, Bytes::new(), Index::default())
-    }
-
-    fn indexed(format: Format, bytes: Bytes, index: Index) -> Self {
         Self {
             format,
-            bytes,
-            count: index.entries.len(),
-            data_len: index.data_len,
-            index,
-            late: OnceLock::new(),
+            count: 0,
+            data_len: 0,
+            body: None,
         }
     }
 
     /// Finds the entries of a stored payload, and reads the part that is the layer's own.
     pub(crate) fn parse(bytes: Bytes, limits: &Limits) -> Result<(Head, Self), Malformed> {
-        if bytes.len() > limits.bytes || bytes.len() >= UNESCAPED as usize {
-            return Err(Malformed("larger than allowed"));
-        }
-        let (format, (head, index)) = match bytes.first() {
-            Some(b'{') => (Format::Json, json::index(&bytes, limits)?),
-            Some(0x80..=0x8f | 0xde | 0xdf) => {
-                (Format::MessagePack, msgpack::index(&bytes, limits)?)
-            }
-            Some(_) => return Err(Malformed("not a map")),
-            None => return Err(Malformed("empty")),
+        Self::of(Arc::new(Body::parse(bytes, limits)?), limits)
+    }
+
+    /// The same for a body that somebody may have parsed before.
+    pub(crate) fn of(body: Arc<Body>, limits: &Limits) -> Result<(Head, Self), Malformed> {
+        let Parsed {
+            format,
+            head,
+            index,
+        } = body.parsed(limits)?;
+        let (head, format) = (head.clone(), *format);
+        let (count, data_len) = (index.entries.len(), index.data_len);
+        let payload = Self {
+            format,
+            count,
+            data_len,
+            body: Some(body),
         };
-        let payload = Self::indexed(format, bytes, index);
-        Ok((head.unwrap_or(Head::Live(Meta::default())), payload))
+        Ok((head, payload))
     }
 
     /// The same map with another `meta`, and with `changes`, which name each key once: a key without
     /// a value goes.
     pub(crate) fn changed(&self, meta: &Meta, changes: &[(&str, Option<&[u8]>)]) -> Self {
-        let index = self.index();
-        let is_kept = |entry: &Entry| {
+        let (index, bytes) = (self.index(), self.bytes());
+        let kept = index.entries.iter().filter(|entry| {
             let mut changed = changes.iter();
-            !changed.any(|(key, _)| index.is_of(entry, key, &self.bytes))
-        };
-        let (mut count, mut data_len) = (self.count, self.data_len);
-        let mut leave_out = |entry: &Entry| {
-            count -= 1;
-            data_len -= index.key_len(entry) + entry.value.len();
-        };
+            !changed.any(|(key, _)| index.is_of(entry, key, bytes))
+        });
         let set = changes
             .iter()
             .filter_map(|(key, value)| Some((*key, (*value)?)));
-        let bytes = match self.format {
+        match self.format {
             Format::Json => {
-                let (kept, left_out): (Vec<_>, Vec<_>) =
-                    index.entries.iter().partition(|entry| is_kept(entry));
-                left_out.into_iter().for_each(leave_out);
-                let kept = kept.into_iter().map(|entry| {
-                    let key = index.key_text(entry, &self.bytes);
-                    (key, entry.value.of(&self.bytes))
+                let mut count = 0;
+                let mut data_len = 0;
+                let kept = kept.map(|entry| {
+                    let key = index.key_text(entry, bytes);
+                    (key, entry.value.of(bytes))
                 });
-                json::encode(meta, kept.chain(set.clone()), self.bytes.len())
+                let entries = kept.chain(set).inspect(|(key, value)| {
+                    count += 1;
+                    data_len += json::key_len(key) + value.len();
+                });
+                let encoded = json::encode(meta, entries, bytes.len());
+                Self {
+                    format: self.format,
+                    count,
+                    data_len,
+                    body: Some(Arc::new(Body::new(encoded.into()))),
+                }
             }
             Format::MessagePack => {
-                let mut runs: Few<Span> = Few::default();
-                let mut run: Option<Span> = None;
-                for entry in &index.entries {
-                    match &mut run {
-                        _ if !is_kept(entry) => leave_out(entry),
-                        Some(run) if run.end == entry.start => run.end = entry.value.end,
-                        _ => {
-                            let next = Span {
-                                start: entry.start,
-                                end: entry.value.end,
-                            };
-                            runs.extend(run.replace(next));
-                        }
-                    }
+                let room = self.count + changes.len();
+                let (encoded, index) = msgpack::encode(meta, bytes, index.depth, kept, set, room);
+                Self {
+                    format: self.format,
+                    count: index.entries.len(),
+                    data_len: index.data_len,
+                    body: Some(Arc::new(Body::written(encoded.into(), meta, index))),
                 }
-                runs.extend(run);
-                let runs = runs.iter().map(|run| run.of(&self.bytes));
-                msgpack::encode(meta, runs, set.clone(), count + set.clone().count())
             }
-        };
-        for (key, value) in set {
-            count += 1;
-            data_len += key_len(self.format, key) + value.len();
-        }
-        Self {
-            format: self.format,
-            bytes: bytes.into(),
-            count,
-            data_len,
-            index: Index::default(),
-            late: OnceLock::new(),
         }
     }
 
     fn index(&self) -> &Index {
-        if self.index.entries.len() == self.count {
-            return &self.index;
-        }
-        self.late.get_or_init(|| {
-            // What was not parsed was encoded, within the limits of the session it came from.
-            let limits = Limits {
-                bytes: usize::MAX,
-                keys: usize::MAX - 1,
-                depth: usize::MAX - 1,
-            };
-            let found = match self.format {
-                Format::Json => json::index(&self.bytes, &limits),
-                Format::MessagePack => msgpack::index(&self.bytes, &limits),
-            };
-            debug_assert!(found.is_ok());
-            Box::new(found.map(|(_, index)| index).unwrap_or_default())
-        })
+        static NONE: Index = Index::NONE;
+        // What was not parsed was encoded, within the limits of the session it came from.
+        let limits = Limits {
+            bytes: usize::MAX,
+            keys: usize::MAX - 1,
+            depth: usize::MAX - 1,
+        };
+        let parsed = self.body.as_ref().map(|body| body.parsed(&limits));
+        debug_assert!(!matches!(parsed, Some(Err(_))));
+        parsed
+            .and_then(Result::ok)
+            .map_or(&NONE, |parsed| &parsed.index)
     }
 
     pub(crate) fn format(&self) -> Format {
@@ -232,7 +163,14 @@ impl Payload {
     }
 
     pub(crate) fn bytes(&self) -> &Bytes {
-        &self.bytes
+        static NONE: Bytes = Bytes::new();
+        self.body.as_ref().map_or(&NONE, |body| body.bytes())
+    }
+
+    /// The bytes, to be shared with a store; `None` if there are none.
+    #[cfg(feature = "memory")]
+    pub(crate) fn body(&self) -> Option<&Arc<Body>> {
+        self.body.as_ref()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -245,21 +183,21 @@ impl Payload {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&[u8]> {
-        Some(self.find(key)?.of(&self.bytes))
+        Some(self.find(key)?.of(self.bytes()))
     }
 
     /// The encoded value, which outlives the payload.
     pub(crate) fn get_owned(&self, key: &str) -> Option<Value> {
         let Span { start, end } = self.find(key)?;
-        Some(Value::part(&self.bytes, start as usize..end as usize))
+        Some(Value::part(self.bytes(), start as usize..end as usize))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
         let index = self.index();
         index.entries.iter().map(|entry| {
             (
-                index.key_text(entry, &self.bytes),
-                entry.value.of(&self.bytes),
+                index.key_text(entry, self.bytes()),
+                entry.value.of(self.bytes()),
             )
         })
     }
@@ -268,59 +206,8 @@ impl Payload {
     fn find(&self, key: &str) -> Option<Span> {
         let index = self.index();
         let mut entries = index.entries.iter();
-        let entry = entries.rfind(|entry| index.is_of(entry, key, &self.bytes));
+        let entry = entries.rfind(|entry| index.is_of(entry, key, self.bytes()));
         entry.map(|entry| entry.value)
-    }
-}
-
-impl Index {
-    fn push(&mut self, start: usize, key: Span, value: Span) {
-        self.data_len += key.len() + value.len();
-        self.entries.push(Entry {
-            start: start as u32,
-            key,
-            value,
-        });
-    }
-
-    fn push_unescaped(&mut self, key: &str, value: Span) {
-        self.data_len += json::key_len(key) + value.len();
-        self.entries.push(Entry {
-            start: 0,
-            key: Span {
-                start: self.unescaped.len() as u32,
-                end: UNESCAPED,
-            },
-            value,
-        });
-        self.unescaped.push(key.into());
-    }
-
-    fn is_of(&self, entry: &Entry, key: &str, bytes: &[u8]) -> bool {
-        // Most keys differ in length.
-        let may_be = entry.key.end == UNESCAPED || entry.key.len() == key.len();
-        may_be && self.key(entry, bytes) == key.as_bytes()
-    }
-
-    /// The length of the key as it is written.
-    fn key_len(&self, entry: &Entry) -> usize {
-        match self.unescaped.get(entry.key.start as usize) {
-            Some(key) if entry.key.end == UNESCAPED => json::key_len(key),
-            Some(_) | None => entry.key.len(),
-        }
-    }
-
-    fn key_text<'a>(&'a self, entry: &Entry, bytes: &'a [u8]) -> &'a str {
-        // Indexing has checked that the key is UTF-8.
-        std::str::from_utf8(self.key(entry, bytes)).unwrap_or_default()
-    }
-
-    fn key<'a>(&'a self, entry: &Entry, bytes: &'a [u8]) -> &'a [u8] {
-        if entry.key.end == UNESCAPED {
-            let key = self.unescaped.get(entry.key.start as usize);
-            return key.map_or(&[], |key| key.as_bytes());
-        }
-        entry.key.of(bytes)
     }
 }
 

@@ -6,13 +6,15 @@ use rmp::encode::ValueWriteError;
 use serde::Serialize;
 
 use super::meta::{Fields, MAX_ENCODED, Name};
-use super::{Buffer, Head, Index, Limits, META_KEY, Malformed, Meta, Shape, Span, cannot_encode};
+use super::{
+    Buffer, Entry, Head, Index, Limits, META_KEY, Malformed, Meta, Shape, Span, cannot_encode,
+};
 use crate::error::SessionError;
+use crate::few::Few;
 
 const TRUNCATED: Malformed = Malformed("truncated");
 /// The map's length, and `_meta`.
 const MAX_HEAD: usize = MAX_ENCODED + 5;
-const TOO_DEEP: Malformed = Malformed("nested deeper than allowed");
 
 /// One item without its children: where the next begins, and how many children follow.
 fn item(bytes: &[u8], at: usize) -> Result<(usize, u64), Malformed> {
@@ -100,7 +102,7 @@ fn skip_children(
             open.push(children);
             deepest = deepest.max(open.len());
             if deepest > max_depth {
-                return Err(TOO_DEEP);
+                return Err(Malformed::TOO_DEEP);
             }
         }
         match open.last_mut() {
@@ -122,13 +124,11 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Inde
     let count = children / 2;
     // One more than allowed, for `_meta`.
     if count > limits.keys as u64 + 1 {
-        return Err(Malformed("more keys than allowed"));
+        return Err(Malformed::TOO_MANY);
     }
     let mut meta = None;
-    let mut index = Index {
-        entries: Vec::with_capacity(count as usize),
-        ..Index::default()
-    };
+    // All but `_meta`, which every record of ours has.
+    let mut index = Index::with_capacity((count as usize).saturating_sub(1));
     for _ in 0..count {
         let whole = at;
         let (start, end) = match bytes.get(at) {
@@ -148,7 +148,11 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Inde
         }
         at = match (SIMPLE[usize::from(*first)], *first) {
             (0, 0xd9) => end + 2 + number::<1>(bytes, end)? as usize,
-            (0, _) => skip(bytes, end, limits.depth)?.0,
+            (0, _) => {
+                let (next, depth) = skip(bytes, end, limits.depth)?;
+                index.depth = index.depth.max(depth);
+                next
+            }
             (size, _) => end + usize::from(size),
         };
         // Not `key.is_ascii()`, which is made for long texts.
@@ -160,9 +164,6 @@ pub(super) fn index(bytes: &[u8], limits: &Limits) -> Result<(Option<Head>, Inde
     // Also finds a last value that is cut off.
     if at != bytes.len() {
         return Err(Malformed("cut off, or bytes after the map"));
-    }
-    if index.entries.len() > limits.keys {
-        return Err(Malformed("more keys than allowed"));
     }
     Ok((meta, index))
 }
@@ -241,26 +242,43 @@ fn unsigned(value: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, sum))
 }
 
-/// Writes `count` entries: `runs` of them, as they are written already, and the `set` ones.
+/// Writes the `kept` entries of `bytes`, whose values are nested at most so `deep`, as they are written
+/// already, and the `set` ones: at most `room` in all. Says, too, where they are.
 pub(super) fn encode<'a>(
     meta: &Meta,
-    runs: impl Iterator<Item = &'a [u8]> + Clone,
+    bytes: &[u8],
+    deep: usize,
+    kept: impl Iterator<Item = &'a Entry>,
     set: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
-    count: usize,
-) -> Vec<u8> {
-    let mut room = [0; MAX_HEAD];
-    let mut rest = &mut room[..];
+    room: usize,
+) -> (Vec<u8>, Index) {
+    let mut index = Index::with_capacity(room);
+    // What lies side by side is copied at once.
+    let mut runs: Few<Span> = Few::default();
+    let mut run: Option<Span> = None;
+    for entry in kept {
+        let whole = entry.whole();
+        match &mut run {
+            Some(run) if run.end == whole.start => run.end = whole.end,
+            _ => runs.extend(run.replace(whole)),
+        }
+        index.push_entry(*entry);
+    }
+    runs.extend(run);
+    let count = index.entries.len() + set.clone().count();
+    let mut head = [0; MAX_HEAD];
+    let mut rest = &mut head[..];
     written(rmp::encode::write_map_len(&mut rest, count as u32 + 1).map(drop));
     encode_meta(&mut rest, &Fields::from(meta));
     let user = meta.user.as_ref().map(|user| &*user.name);
     let length = MAX_HEAD - rest.len();
-    let head = room.get(..length).unwrap_or_default();
+    let head = head.get(..length).unwrap_or_default();
     // Exact: a buffer with room to spare would cost one more allocation to become `Bytes`, and a
     // store that keeps it would keep the room as well.
     let length = |(key, value): (&str, &[u8])| marker_len(key.len()) + key.len() + value.len();
     let length = head.len()
         + user.map_or(0, user_len)
-        + runs.clone().map(<[u8]>::len).sum::<usize>()
+        + runs.iter().map(|run| run.len()).sum::<usize>()
         + set.clone().map(length).sum::<usize>();
     let mut out = Vec::with_capacity(length);
     out.extend_from_slice(head);
@@ -268,17 +286,32 @@ pub(super) fn encode<'a>(
         written(rmp::encode::write_str(&mut out, "user"));
         written(rmp::encode::write_str(&mut out, user));
     }
-    runs.for_each(|run| out.extend_from_slice(run));
+    let mut at = out.len();
+    for entry in &mut index.entries {
+        *entry = entry.moved(at);
+        at = entry.whole().end as usize;
+    }
+    index.depth = deep;
+    runs.iter()
+        .for_each(|run| out.extend_from_slice(run.of(bytes)));
     for (key, value) in set {
+        let start = out.len();
         match key.len() {
             short @ 0..=0x1f => out.extend_from_slice(&[0xa0 | short as u8]),
             long => written(rmp::encode::write_str_len(&mut out, long as u32).map(drop)),
         }
+        let key_at = out.len();
         out.extend_from_slice(key.as_bytes());
+        let value_at = out.len();
         out.extend_from_slice(value);
+        let (key, value_at) = (Span::new(key_at, value_at), Span::new(value_at, out.len()));
+        index.push(start, key, value_at);
+        // Whatever was accepted as a value is whole.
+        let deep = skip(value, 0, usize::MAX).map_or(0, |(_, depth)| depth);
+        index.depth = index.depth.max(deep);
     }
     debug_assert_eq!(out.len(), length);
-    out
+    (out, index)
 }
 
 /// What goes before a string of so many bytes.
@@ -336,7 +369,9 @@ pub(super) fn encode_value<T: Serialize + ?Sized>(
 pub(super) fn shape(value: &[u8], max_depth: usize) -> Shape {
     match skip(value, 0, max_depth) {
         Ok((end, _)) if end == value.len() => Shape::Whole,
-        Err(TOO_DEEP) if skip(value, 0, usize::MAX).is_ok_and(|(end, _)| end == value.len()) => {
+        Err(Malformed::TOO_DEEP)
+            if skip(value, 0, usize::MAX).is_ok_and(|(end, _)| end == value.len()) =>
+        {
             Shape::TooDeep
         }
         Ok(_) | Err(_) => Shape::Broken,

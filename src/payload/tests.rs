@@ -107,6 +107,60 @@ fn nesting_is_bounded_on_the_way_in_and_on_the_way_out() {
     }
 }
 
+/// Whoever shares a body with others may have parsed it before them, within limits of their own.
+#[test]
+fn a_body_is_parsed_for_all_and_judged_for_each() {
+    let entries = ["a", "b", "c"].map(|key| (key, Some(&b"[[1]]"[..])));
+    let json = Payload::empty(Format::Json).changed(&Meta::default(), &entries);
+    let packed = entries.map(|(key, _)| (key, Some(&b"\x91\x91\x01"[..])));
+    let packed = Payload::empty(Format::MessagePack).changed(&Meta::default(), &packed);
+    for written in [json, packed] {
+        let bytes = written.bytes().clone();
+        let exact = Limits {
+            bytes: bytes.len(),
+            keys: 3,
+            depth: 2,
+        };
+        let narrow = [
+            Limits {
+                bytes: bytes.len() - 1,
+                ..exact
+            },
+            Limits { keys: 2, ..exact },
+            Limits { depth: 1, ..exact },
+        ];
+        let fresh = Arc::new(Body::new(bytes));
+        for body in [fresh, Arc::clone(written.body.as_ref().unwrap())] {
+            for limits in narrow.into_iter().chain([exact]).chain(narrow) {
+                let parsed = Payload::of(Arc::clone(&body), &limits);
+                let again = Payload::parse(body.bytes().clone(), &limits);
+                assert_eq!(parsed.as_ref().err(), again.as_ref().err());
+                assert_eq!(
+                    parsed.is_ok(),
+                    limits.bytes + limits.keys + limits.depth == exact.bytes + 5
+                );
+                if let Ok((head, payload)) = parsed {
+                    assert_eq!(head, Head::Live(Meta::default()));
+                    assert_eq!(payload.iter().count(), 3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_gone_is_not_deep() {
+    for format in [Format::Json, Format::MessagePack] {
+        let deep = encode_value(format, &[[1]], &LIMITS).unwrap();
+        let payload = encode(format, &Meta::default(), [("a", &deep[..])].into_iter());
+        let payload = payload.changed(&Meta::default(), &[("a", None)]);
+        let flat = Limits { depth: 1, ..LIMITS };
+        let body = payload.body.unwrap();
+        assert!(Payload::of(Arc::clone(&body), &flat).is_ok());
+        assert!(Payload::of(body, &Limits { bytes: 1, ..flat }).is_err());
+    }
+}
+
 #[test]
 fn a_payload_gives_back_its_meta_and_its_entries() {
     let meta = Meta {
@@ -283,10 +337,12 @@ proptest! {
     #[test]
     fn a_changed_payload_reads_like_a_parsed_one(
         before in prop::collection::btree_map("[a-z\"é]{0,40}", prop::collection::vec(any::<u8>(), 0..50), 0..12),
-        changes in prop::collection::btree_map("[a-c\"é]{0,2}", prop::option::of(any::<i64>()), 0..12),
+        changes in prop::collection::btree_map("[a-c\"é]{0,40}", prop::option::of(prop::collection::vec(any::<i64>(), 0..3)), 0..12),
         created in any::<u64>(),
+        user in prop::option::of("[a-z\"é]{0,40}"),
     ) {
-        let meta = Meta { created: Some(created), ..Meta::default() };
+        let user = user.map(|name| Arc::new(User { name: name.into(), authenticated: Some(created) }));
+        let meta = Meta { created: Some(created), user, ..Meta::default() };
         for format in [Format::Json, Format::MessagePack] {
             let old: BTreeMap<_, _> = before
                 .iter()
@@ -297,7 +353,10 @@ proptest! {
             let parsed = Payload::parse(base.bytes().clone(), &LIMITS).unwrap().1;
             let encoded: BTreeMap<_, _> = changes
                 .iter()
-                .map(|(key, value)| (key.as_str(), value.map(|n| encode_value(format, &n, &LIMITS).unwrap())))
+                .map(|(key, value)| (key.as_str(), value.as_ref().map(|n| match &n[..] {
+                    [n] => encode_value(format, n, &LIMITS).unwrap(),
+                    many => encode_value(format, many, &LIMITS).unwrap(),
+                })))
                 .collect();
             let list: Vec<_> = encoded.iter().map(|(key, value)| (*key, value.as_deref())).collect();
             let mut expected = old.clone();
@@ -311,7 +370,12 @@ proptest! {
                 let changed = base.changed(&meta, &list);
                 let (head, again) = Payload::parse(changed.bytes().clone(), &LIMITS).unwrap();
                 prop_assert_eq!(head, Head::Live(meta.clone()));
-                for payload in [&changed, &again] {
+                let shared = changed.body.clone().unwrap();
+                let (head, shared) = Payload::of(shared, &LIMITS).unwrap();
+                prop_assert_eq!(head, Head::Live(meta.clone()));
+                prop_assert_eq!(&changed.index().entries, &again.index().entries);
+                prop_assert!(changed.index().depth >= again.index().depth);
+                for payload in [&changed, &again, &shared] {
                     prop_assert_eq!(payload.len(), expected.len());
                     prop_assert_eq!(payload.data_len(), again.data_len());
                     let found: BTreeMap<_, _> = payload.iter().collect();

@@ -23,7 +23,7 @@ impl State {
         let (meta, payload) = merge(&self.base, self.meta.clone(), &self.batches, begins, now);
         let ttl = full_ttl(policy, &meta, now)?;
         let revision = Revision::generate();
-        let new = NewRecord::of(revision, payload.bytes(), ttl);
+        let new = NewRecord::of(revision, &payload, ttl);
         match write(&key, seen, &new)? {
             Settled::Written(token) => {
                 self.drop_batches();

@@ -88,6 +88,9 @@ pub use self::sweeper::{Sweeper, SweeperBuilder};
 
 pub use crate::error::{StoreError, StoreErrorKind};
 pub use crate::id::{ParseKeyError, Revision, SessionKey};
+#[cfg(feature = "memory")]
+use crate::payload::Body;
+use crate::payload::Payload;
 
 /// A place that keeps sessions.
 ///
@@ -301,11 +304,8 @@ pub struct NewRecord<'a> {
     revision: Revision,
     payload: &'a [u8],
     /// The payload once more, for a store that can keep it without copying it.
-    #[cfg_attr(
-        not(feature = "memory"),
-        expect(dead_code, reason = "such a store is not compiled in")
-    )]
-    shared: Option<&'a Bytes>,
+    #[cfg(feature = "memory")]
+    shared: Option<&'a Arc<Body>>,
     ttl: Duration,
     ending: bool,
 }
@@ -317,6 +317,7 @@ impl<'a> NewRecord<'a> {
         Self {
             revision,
             payload,
+            #[cfg(feature = "memory")]
             shared: None,
             ttl,
             ending: false,
@@ -324,10 +325,11 @@ impl<'a> NewRecord<'a> {
     }
 
     /// The same of a payload that may be shared, and takes no more memory than it is long.
-    pub(crate) fn of(revision: Revision, payload: &'a Bytes, ttl: Duration) -> Self {
+    pub(crate) fn of(revision: Revision, payload: &'a Payload, ttl: Duration) -> Self {
         Self {
-            shared: Some(payload),
-            ..Self::new(revision, payload, ttl)
+            #[cfg(feature = "memory")]
+            shared: payload.body(),
+            ..Self::new(revision, payload.bytes(), ttl)
         }
     }
 
@@ -353,9 +355,9 @@ impl<'a> NewRecord<'a> {
 
     /// The bytes to keep, copied only if they have to be.
     #[cfg(feature = "memory")]
-    pub(crate) fn to_bytes(self) -> Bytes {
-        let copied = || Bytes::copy_from_slice(self.payload);
-        self.shared.map_or_else(copied, Bytes::clone)
+    pub(crate) fn to_body(self) -> Arc<Body> {
+        let copied = || Arc::new(Body::new(Bytes::copy_from_slice(self.payload)));
+        self.shared.map_or_else(copied, Arc::clone)
     }
 
     /// The lifetime from now. Never zero.

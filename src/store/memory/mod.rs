@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use rand::Rng;
 use tokio::time::Instant;
 
@@ -21,6 +20,7 @@ use super::{
     CreateOutcome, NewRecord, Record, SessionKey, SessionStore, StoreAtOnce, StoreError,
     StoreErrorKind, StoreLimits, TouchOutcome, UpdateOutcome,
 };
+use crate::payload::Body;
 
 /// How many records a shard is meant to hold: what one lock protects, and what a growing table copies
 /// at once.
@@ -54,7 +54,8 @@ const PURGE_STEPS: usize = 64;
 /// A store never holds more than [`with_max_records`](Self::with_max_records) records (default
 /// 100,000), nor more than [`with_max_bytes`](Self::with_max_bytes) bytes of payload (default
 /// 256 MiB), nor a payload larger than [`with_max_payload`](Self::with_max_payload) (default 1 MiB).
-/// Beside its payload a record takes 0.3 to 0.4 KiB.
+/// Beside its payload a record takes about 0.4 KiB, and 20 bytes for each key of the session: where
+/// its values are is found once and kept.
 ///
 /// A full store refuses new sessions, and updates that would make one larger, with
 /// [`StoreErrorKind::Unavailable`]; it never drops a live session to make room. What has expired is
@@ -315,7 +316,7 @@ fn add_within(used: &AtomicUsize, more: usize, most: usize) -> bool {
             .is_ok()
 }
 
-fn removed(payload: Option<Bytes>) -> Freed {
+fn removed(payload: Option<Arc<Body>>) -> Freed {
     payload.map_or(Freed::default(), |payload| Freed {
         records: 1,
         bytes: payload.len(),
@@ -331,7 +332,8 @@ fn full() -> StoreError {
 
 impl SessionStore for MemoryStore {
     async fn load(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
-        self.load_now(key)
+        let found = self.load_now(key)?;
+        Ok(found.map(|(version, body)| version.with_payload(body.bytes().clone())))
     }
 
     async fn create(

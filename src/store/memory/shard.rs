@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 
-use bytes::Bytes;
-
+use crate::payload::Body;
 use crate::store::{Revision, SessionKey};
 
 /// Nanoseconds since the store was made. Its end, 584 years later, stands for "never".
@@ -13,7 +13,7 @@ pub(super) type Tick = u64;
 pub(super) struct Entry {
     key: SessionKey,
     pub(super) revision: Revision,
-    pub(super) payload: Bytes,
+    pub(super) payload: Arc<Body>,
     pub(super) expires: Tick,
     /// Where the schedule has this record.
     place: usize,
@@ -61,7 +61,7 @@ impl Shard {
         &mut self,
         key: &SessionKey,
         revision: Revision,
-        payload: Bytes,
+        payload: Arc<Body>,
         expires: Tick,
     ) {
         let (at, place) = (self.entries.len(), self.schedule.len());
@@ -90,13 +90,13 @@ impl Shard {
     }
 
     /// Removes the record under `key`, alive or not.
-    pub(super) fn remove(&mut self, key: &SessionKey) -> Option<Bytes> {
+    pub(super) fn remove(&mut self, key: &SessionKey) -> Option<Arc<Body>> {
         let at = self.table.remove(key)?;
         Some(self.remove_at(at))
     }
 
     /// Removes what the table no longer knows.
-    fn remove_at(&mut self, at: usize) -> Bytes {
+    fn remove_at(&mut self, at: usize) -> Arc<Body> {
         let removed = self.entries.swap_remove(at);
         if let Some(moved) = self.entries.get(at) {
             self.schedule[moved.place].1 = at;

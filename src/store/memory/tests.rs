@@ -1,3 +1,5 @@
+use bytes::Bytes;
+
 use super::*;
 use crate::id::SessionId;
 use crate::store::Revision;

@@ -1,23 +1,29 @@
 //! What most requests do: no verb ever waits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::shard::Freed;
 use super::{MemoryStore, READS_PER_VISIT, WRITES_PER_VISIT, full, removed, ticks};
+use crate::payload::Body;
 use crate::store::{
-    CreateOutcome, NewRecord, Record, Revision, SessionKey, SessionStore, StoreAtOnce, StoreError,
-    UpdateOutcome,
+    CreateOutcome, NewRecord, Revision, SessionKey, SessionStore, StoreAtOnce, StoreError,
+    UpdateOutcome, Version,
 };
 
 impl StoreAtOnce for MemoryStore {
-    fn load_now(&self, key: &SessionKey) -> Result<Option<Record>, StoreError> {
+    fn load_now(&self, key: &SessionKey) -> Result<Option<(Version, Arc<Body>)>, StoreError> {
         let shared = &*self.0;
         let now = shared.now();
         let mut shard = shared.enter(key, now, READS_PER_VISIT);
         Ok(shard.alive(key, now).map(|at| {
             let entry = shard.entry(at);
-            let left = Duration::from_nanos(entry.expires - now);
-            Record::new(entry.revision, entry.payload.clone(), left)
+            let version = Version {
+                revision: entry.revision,
+                ttl: Duration::from_nanos(entry.expires - now),
+                token: 0,
+            };
+            (version, Arc::clone(&entry.payload))
         }))
     }
 
@@ -29,7 +35,7 @@ impl StoreAtOnce for MemoryStore {
         self.limits().check(new)?;
         let shared = &*self.0;
         // Copied before the lock is taken: what is done under it does not depend on the size.
-        let payload = new.to_bytes();
+        let payload = new.to_body();
         let size = payload.len();
         let mut tried = false;
         loop {
@@ -62,7 +68,7 @@ impl StoreAtOnce for MemoryStore {
     ) -> Result<UpdateOutcome, StoreError> {
         self.limits().check(new)?;
         let shared = &*self.0;
-        let payload = new.to_bytes();
+        let payload = new.to_body();
         let size = payload.len();
         let mut tried = false;
         loop {

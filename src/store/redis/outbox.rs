@@ -22,7 +22,7 @@ const BUSY: usize = 12;
 
 /// The most that are sent together: the server is to have something to do while the next are
 /// gathered.
-const MOST: usize = 16;
+const MOST: usize = 22;
 
 /// What is larger, in bytes, goes by itself: it has a system call's worth of work, and is not to be
 /// copied once more.
