@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use tower_sessions::cookie::Key;
 
+use crate::by_hand::{ByHand, Session as ByHandSession};
 use crate::identity::IdentityLayer;
 
 /// What handles the sessions.
@@ -14,6 +15,8 @@ pub enum Row {
     Bare,
     /// A layer that does nothing.
     Identity,
+    /// The least that a layer can do.
+    ByHand,
     SessionLayer,
     TowerSessions,
     /// With signed cookies, which is what session-layer always has.
@@ -21,9 +24,10 @@ pub enum Row {
 }
 
 impl Row {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Bare,
         Self::Identity,
+        Self::ByHand,
         Self::SessionLayer,
         Self::TowerSessions,
         Self::TowerSessionsSigned,
@@ -33,6 +37,7 @@ impl Row {
         match self {
             Self::Bare => "bare router",
             Self::Identity => "identity layer",
+            Self::ByHand => "by hand",
             Self::SessionLayer => "session-layer",
             Self::TowerSessions => "tower-sessions",
             Self::TowerSessionsSigned => "tower-sessions signed",
@@ -49,6 +54,7 @@ impl Row {
         match self {
             Self::Bare => plain(),
             Self::Identity => plain().layer(IdentityLayer),
+            Self::ByHand => by_hand_routes().layer(ByHand::new()),
             Self::SessionLayer => {
                 use session_layer::{SessionLayer, SigningKeys, store::MemoryStore};
                 let keys = SigningKeys::generate().expect("keys");
@@ -99,6 +105,45 @@ fn plain() -> Router {
             router.route(path, get(untouched))
         })
         .route("/read-and-wait", get(waiting))
+}
+
+fn by_hand_routes() -> Router {
+    type Session = ByHandSession;
+
+    async fn fill(session: Session) {
+        session.insert("user", USER);
+        session.insert("visits", 0u64);
+        for note in NOTES {
+            session.insert(note, note.repeat(NOTE_LENGTH));
+        }
+    }
+    async fn read(session: Session) -> StatusCode {
+        status(Ok::<_, ()>(session.get::<String>("user")))
+    }
+    async fn read_and_wait(session: Session) -> StatusCode {
+        let found = session.get::<String>("user");
+        tokio::task::yield_now().await;
+        status(Ok::<_, ()>(found))
+    }
+    async fn read_write(session: Session) {
+        let visits: u64 = session.get("visits").unwrap_or_default();
+        session.insert("visits", visits + 1);
+    }
+    async fn create(session: Session) {
+        session.insert("visits", 1u64);
+    }
+    async fn visits(session: Session) -> String {
+        let visits: Option<u64> = session.get("visits");
+        visits.unwrap_or_default().to_string()
+    }
+    Router::new()
+        .route("/fill", get(fill))
+        .route("/untouched", get(untouched))
+        .route("/read", get(read))
+        .route("/read-and-wait", get(read_and_wait))
+        .route("/read-write", get(read_write))
+        .route("/create", get(create))
+        .route("/visits", get(visits))
 }
 
 fn session_layer_routes() -> Router {

@@ -1,8 +1,9 @@
-//! The same application with five session layers (or none), driven in process: what the benchmarks,
+//! The same application with four session layers (or none), driven in process: what the benchmarks,
 //! the allocation counts and the report have in common.
 #![forbid(unsafe_code)]
 
 mod app;
+mod by_hand;
 mod contention;
 mod identity;
 mod scenario;

@@ -58,19 +58,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!();
     }
 
-    println!("\nsession-layer's share of what signed tower-sessions adds:\n");
-    println!("| | time | half of the rounds | target | allocations | target |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "\nsession-layer's share of what signed tower-sessions adds, and that of the layer by hand:\n"
+    );
+    println!("| | time | half of the rounds | target | by hand | allocations | target |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     for (column, rounds) in Column::ALL.into_iter().zip(&times) {
-        let [low, time, high] =
-            quartiles(rounds.iter().map(|round| {
-                added(round, Row::SessionLayer) / added(round, Row::TowerSessionsSigned)
-            }));
+        let share = |row| {
+            let share = move |round| added(round, row) / added(round, Row::TowerSessionsSigned);
+            quartiles(rounds.iter().map(share))
+        };
+        let [low, time, high] = share(Row::SessionLayer);
+        let [_, by_hand, _] = share(Row::ByHand);
         let count = allocations.added(Row::SessionLayer, column)?
             / allocations.added(Row::TowerSessionsSigned, column)?;
         let (time_target, count_target) = targets(column);
         println!(
-            "| {} | {time:.2}{} | {low:.2} to {high:.2} | ≤ {time_target:.2} | {count:.2}{} | ≤ {count_target:.2} |",
+            "| {} | {time:.2}{} | {low:.2} to {high:.2} | ≤ {time_target:.2} | {by_hand:.2} | {count:.2}{} | ≤ {count_target:.2} |",
             column.name(),
             missed(time > time_target),
             missed(count > count_target),
