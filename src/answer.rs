@@ -250,9 +250,13 @@ impl Inner {
                     let stored = self.store_at_once(store, &mut state, edits, now)?;
                     return Some(self.close(&mut state, stored.err(), Some(now)));
                 }
-                let plan = state.plan(true);
-                state.accept(plan);
-                Some(self.close(&mut state, None, None))
+                if state.may_tell() {
+                    let plan = state.plan(true);
+                    state.accept(plan);
+                    return Some(self.close(&mut state, None, None));
+                }
+                self.head_sent.store(true, Ordering::Release);
+                Some(Answer::default())
             }
         }
     }

@@ -56,6 +56,7 @@ impl DerefMut for StateGuard<'_> {
 }
 
 impl Drop for StateGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         if self.state.has_litter() {
             self.litter = Some(self.state.take_litter());

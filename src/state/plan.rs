@@ -57,6 +57,11 @@ impl State {
             || !self.endings.is_empty()
     }
 
+    /// Whether there may be anything to tell the browser, apart from what a commit brings about.
+    pub(crate) fn may_tell(&self) -> bool {
+        self.cookie_due || self.owes_cookie || self.owes_removal
+    }
+
     /// Decides what is to be done; `edits` is whether this response's edits count.
     pub(crate) fn plan(&self, edits: bool) -> Plan {
         let edited = edits && self.has_edits();
