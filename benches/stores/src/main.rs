@@ -19,6 +19,8 @@ mod postgres;
 #[path = "../../../tests/support/server.rs"]
 mod server;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::drive::{Round, Transport, drive};
@@ -27,12 +29,20 @@ use crate::subject::{Operation, Subject};
 const ROUNDS: usize = 15;
 const ROUND: Duration = Duration::from_millis(400);
 
+/// The place of session-layer and, where there is one, of a peer, among the subjects.
+const OURS: usize = 1;
+const PEER: usize = 2;
+
+type Empty = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
 /// One store, its server, and what is measured on it. The first subject is the floor.
 struct Place {
     name: &'static str,
     /// What the numbers depend on.
     note: &'static str,
     subjects: Vec<Subject>,
+    /// Where creations are to begin with an empty store in each round.
+    empty: Option<Empty>,
     /// The server, or the files, for as long as they are needed.
     _keeps: Box<dyn std::any::Any>,
 }
@@ -63,6 +73,7 @@ async fn report(place: &Place) {
     println!("\n## {}\n\n{}\n", place.name, place.note);
     println!("| | in flight | | requests/s | share of floor | half of the rounds | p50 | p99 |");
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    let mut multiples = Vec::new();
     for operation in Operation::ALL {
         for (transport, in_flight) in [
             (Transport::InProcess, 1),
@@ -72,28 +83,48 @@ async fn report(place: &Place) {
             if transport == Transport::Sockets && operation != Operation::Read {
                 continue;
             }
-            let rounds = measure(&place.subjects, operation, transport, in_flight).await;
+            let rounds = measure(place, operation, transport, in_flight).await;
             for (at, subject) in place.subjects.iter().enumerate() {
                 print_row(operation, transport, in_flight, subject, &rounds, at);
             }
+            if place.subjects.len() > PEER {
+                let multiple = |round: &Vec<Round>| round[OURS].rate / round[PEER].rate;
+                let [low, multiple, high] = quartiles(rounds.iter().map(multiple));
+                let (what, where_) = (operation.name(), transport.name());
+                multiples.push(format!(
+                    "{what}, {where_}, {in_flight} in flight: {multiple:.2} ({low:.2} to {high:.2})"
+                ));
+            }
+        }
+    }
+    if let Some(peer) = place.subjects.get(PEER) {
+        println!(
+            "\nTimes the rate of {}, round by round (half of the rounds):\n",
+            peer.name
+        );
+        for multiple in multiples {
+            println!("- {multiple}");
         }
     }
 }
 
 async fn measure(
-    subjects: &[Subject],
+    place: &Place,
     operation: Operation,
     transport: Transport,
     in_flight: usize,
 ) -> Vec<Vec<Round>> {
     // One round to warm up.
-    for subject in subjects {
+    for subject in &place.subjects {
         drive(subject, operation, transport, in_flight, ROUND / 4).await;
     }
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
         let mut round = Vec::new();
-        for subject in subjects {
+        for subject in &place.subjects {
+            if let (Operation::Create, Some(empty)) = (operation, &place.empty) {
+                empty().await;
+            }
             round.push(drive(subject, operation, transport, in_flight, ROUND).await);
         }
         rounds.push(round);

@@ -42,6 +42,7 @@ pub async fn open() -> Place {
         note: "Not Amazon's DynamoDB: **dynoxide stands in for it**, in memory and on the same machine, \
                and what a request costs there is most of what is measured.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(server),
     }
 }

@@ -31,6 +31,7 @@ pub async fn open() -> Place {
         name: "file",
         note: "The file system of the folder for temporary files.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(folder),
     }
 }

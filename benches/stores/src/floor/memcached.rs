@@ -27,6 +27,7 @@ pub async fn open() -> Place {
         name: "memcached",
         note: "One server; a connection for each request in flight, of which 32 are kept.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(server),
     }
 }

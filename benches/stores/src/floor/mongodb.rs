@@ -19,6 +19,7 @@ pub async fn open() -> Place {
         name: "mongodb",
         note: "A replica set of one member; a write waits for its journal, and thereby for the disk.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(set),
     }
 }

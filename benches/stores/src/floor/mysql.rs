@@ -63,6 +63,7 @@ pub async fn open() -> Place {
         note: "MariaDB with `innodb_flush_log_at_trx_commit=2` and no binary log, so that no disk is \
                measured; ten connections.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(server),
     }
 }

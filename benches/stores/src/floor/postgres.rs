@@ -42,6 +42,7 @@ pub async fn open() -> Place {
         name: "postgres",
         note: "PostgreSQL with `fsync=off`, so that no disk is measured; ten connections.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(server),
     }
 }

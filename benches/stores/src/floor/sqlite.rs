@@ -40,6 +40,7 @@ pub async fn open() -> Place {
         name: "sqlite",
         note: "The file system of the folder for temporary files, a database for each row.",
         subjects: vec![subject(bare).await, Subject::session_layer(&url).await],
+        empty: None,
         _keeps: Box::new(folder),
     }
 }
