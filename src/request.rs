@@ -159,7 +159,60 @@ impl fmt::Debug for Inner {
 
 #[cfg(all(test, feature = "memory"))]
 mod tests {
+    use std::sync::Barrier;
+    use std::time::Duration;
+
+    use futures_util::FutureExt;
+    use http::HeaderMap;
+    use http::header::COOKIE;
+
     use super::*;
+    use crate::id::{Revision, SessionId};
+    use crate::payload::{Meta, Payload};
+    use crate::store::{MemoryStore, NewRecord, SessionStore};
+
+    /// A store that never waits is asked by each of them; what the first has found is everybody's.
+    #[tokio::test]
+    async fn who_loads_at_the_same_moment_has_the_same_session() {
+        const THREADS: usize = 4;
+        let store = MemoryStore::new();
+        let keys = crate::SigningKeys::generate().unwrap();
+        let config = crate::SessionConfig::default();
+        let shared = Arc::new(Shared::new(store.clone(), &keys, config).unwrap());
+        let id = SessionId::generate().unwrap();
+        let payload = Payload::empty(shared.policy.format).changed(&Meta::default(), &[]);
+        let new = NewRecord::of(Revision::generate(), &payload, Duration::from_secs(60));
+        store.create(&id.key(), &new).await.unwrap();
+        let cookie = shared.set_cookie(&id, shared.now(), Duration::from_secs(60), true);
+        let headers = HeaderMap::from_iter([(COOKIE, cookie.unwrap())]);
+        let mut races = 0;
+        for _ in 0..20_000 {
+            let source = Source::Cookies(CookieHeaders::of(&headers));
+            let inner = Inner::new(Arc::clone(&shared), source);
+            let (together, asked) = (Barrier::new(THREADS), AtomicBool::new(false));
+            let load = || {
+                together.wait();
+                let first = inner.loaded().is_none() && !asked.swap(true, Ordering::SeqCst);
+                let late = !first && inner.loaded().is_none();
+                let loaded = inner.load().now_or_never().unwrap().unwrap();
+                loaded.state().cycle_id();
+                (std::ptr::from_ref(loaded) as usize, late)
+            };
+            let all: Vec<_> = std::thread::scope(|scope| {
+                let threads = [(); THREADS].map(|()| scope.spawn(load));
+                threads.map(|thread| thread.join().unwrap()).into()
+            });
+            assert!(all.iter().all(|(loaded, _)| *loaded == all[0].0));
+            let state = inner.load().now_or_never().unwrap().unwrap().state();
+            assert_eq!(state.identity().key(), Some(id.key()));
+            assert!(state.is_modified());
+            races += usize::from(all.iter().any(|(_, late)| *late));
+            if races == 20 {
+                return;
+            }
+        }
+        assert!(races > 0, "no two of them were there at the same moment");
+    }
 
     /// Allocators are slower beyond a kilobyte, and axum boxes a handler's future, which holds a load.
     #[tokio::test]
