@@ -62,7 +62,7 @@ impl Entry {
         }
     }
 
-    /// Where it is once it begins `at` another place.
+    /// The same entry once it begins at `at`; only in MessagePack.
     pub(super) fn moved(&self, at: usize) -> Self {
         let by = (at as u32).wrapping_sub(self.start);
         let span = |span: Span| Span {
@@ -78,7 +78,7 @@ impl Entry {
 }
 
 impl Index {
-    /// Of nothing, with room for so many entries.
+    /// Of nothing.
     pub(super) const NONE: Self = Self {
         entries: Vec::new(),
         unescaped: Vec::new(),
@@ -86,6 +86,7 @@ impl Index {
         depth: 0,
     };
 
+    /// Of nothing yet, with room for so many entries.
     pub(super) fn with_capacity(entries: usize) -> Self {
         Self {
             entries: Vec::with_capacity(entries),

@@ -304,8 +304,8 @@ pub(super) fn encode<'a>(
         out.extend_from_slice(key.as_bytes());
         let value_at = out.len();
         out.extend_from_slice(value);
-        let (key, value_at) = (Span::new(key_at, value_at), Span::new(value_at, out.len()));
-        index.push(start, key, value_at);
+        let written_at = Span::new(value_at, out.len());
+        index.push(start, Span::new(key_at, value_at), written_at);
         // Whatever was accepted as a value is whole.
         let deep = skip(value, 0, usize::MAX).map_or(0, |(_, depth)| depth);
         index.depth = index.depth.max(deep);
